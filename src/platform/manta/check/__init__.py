@@ -1,0 +1,1 @@
+"""Rules over specs: each returns findings; none touches a network."""

@@ -1,0 +1,1 @@
+"""The `manta` command, one file for each subcommand: parse, call, print."""

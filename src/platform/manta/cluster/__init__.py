@@ -1,0 +1,1 @@
+"""Ways to start a cluster, one file each, and the credentials that close it."""

@@ -1,0 +1,1 @@
+"""Work on a cluster, through Ray's own job API."""

@@ -1,0 +1,1 @@
+"""Serve applications: safe apply, and the builder that finds Manta's models."""

@@ -1,0 +1,85 @@
+"""Job and pipeline specs: the only formats that are Manta's own."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from manta.spec.data import Name, PrepareConfig
+from manta.spec.inference import AskConfig, EvaluateConfig, GenerateConfig
+from manta.spec.loading import Spec
+from manta.spec.training import TrainConfig, TuneConfig
+
+WORKLOADS: dict[str, type[Spec]] = {
+    "jobs/prepare.py": PrepareConfig,
+    "jobs/tune.py": TuneConfig,
+    "jobs/train.py": TrainConfig,
+    "jobs/evaluate.py": EvaluateConfig,
+    "jobs/generate.py": GenerateConfig,
+    "jobs/ask.py": AskConfig,
+}
+"""Script → what its `--config` must hold, so that a mistake shows before anything starts."""
+
+
+class Resources(Spec):
+    """What the entrypoint itself holds; its tasks and actors ask for their own."""
+
+    num_cpus: float = Field(0, ge=0)
+    num_gpus: float = Field(0, ge=0)
+    memory_bytes: int = Field(0, ge=0)
+    custom: dict[str, float] = Field(default_factory=dict)
+    """Ray's custom resources."""
+
+
+class Work(Spec):
+    """What one Ray job runs; shared by a job file and a pipeline step."""
+
+    config: str | None = None
+    """Path of a file in the working directory; passed to the entrypoint as `--config PATH`."""
+    runtime_env_passthrough: dict[str, Any] = Field(default_factory=dict, alias="runtime_env")
+    """Ray's own runtime_env, merged over Manta's."""
+    resources: Resources = Resources()
+    environment: dict[str, str] = Field(default_factory=dict)
+
+
+class JobSpec(Work):
+    """One job: `manta submit JOB.yaml`."""
+
+    name: Name
+    entrypoint: str = Field(min_length=1)
+    """Shell command, run in the working directory on the cluster."""
+
+
+class Step(Work):
+    """One step of a pipeline: a Ray job (`entrypoint`) or a Serve config (`deploy`)."""
+
+    name: Name
+    needs: tuple[str, ...] = ()
+    """Steps that must have succeeded before this one starts."""
+    entrypoint: str | None = Field(None, min_length=1)
+    deploy: str | None = None
+    """Path of a Ray Serve config to apply and wait for."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Step:
+        if (self.entrypoint is None) == (self.deploy is None):
+            raise ValueError("give either entrypoint or deploy; a step does one thing")
+        return self
+
+
+class PipelineSpec(Spec):
+    """Steps, run in the order that `needs` allows: `manta run PIPELINE.yaml`."""
+
+    name: Name
+    steps: tuple[Step, ...] = Field(min_length=1)
+
+
+def script_of(entrypoint: str) -> str | None:
+    """The Python script that a command runs: `python -u jobs/x.py --y` → `jobs/x.py`."""
+    try:
+        words = shlex.split(entrypoint)
+    except ValueError:
+        return None
+    return next((word for word in words if word.endswith(".py")), None)

@@ -1,0 +1,1 @@
+"""The torch, transformers, vLLM and Ray Data code that the scripts in `jobs/` compose."""
