@@ -1,7 +1,7 @@
 """The one seam to files: a root URL for fsspec, and folders that are whole or absent.
 
-A folder (dataset, model, checkpoint) counts as written when its *seal* lies beside its files: a JSON
-file, written last and atomically, with the size and SHA-256 of every file. Readers check it, so
+A folder (dataset, model, checkpoint) counts as written when its *seal* lies beside its files: a
+JSON file, written last and atomically, with size and SHA-256 of every file. Readers check it, so
 what a crash, a full disk or a cut upload left behind is never taken for the real thing.
 """
 
