@@ -44,12 +44,13 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(_expand(url))
+        fs, path = fsspec.core.url_to_fs(_expand(url))
     except (ValueError, ImportError) as error:
         raise InputError(
             f"{url}: no filesystem for this URL ({error})",
             "use a path, or a URL that fsspec knows, such as s3://bucket/folder",
         ) from None
+    return fs, str(path)
 
 
 def arrow_filesystem(url: str) -> tuple[ArrowFileSystem, str]:

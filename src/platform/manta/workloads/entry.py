@@ -55,5 +55,5 @@ def _report(artifacts: dict[str, str], duration_s: float) -> None:
     for name, url in artifacts.items():
         progress(f"{name}: {url}")
     progress(f"done in {duration_s:.1f} s")
-    if url := os.environ.get("MANTA_STEP_REPORT"):
-        storage.write_json(url, {"artifacts": artifacts, "duration_s": round(duration_s, 3)})
+    if report := os.environ.get("MANTA_STEP_REPORT"):
+        storage.write_json(report, {"artifacts": artifacts, "duration_s": round(duration_s, 3)})
