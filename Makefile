@@ -1,0 +1,38 @@
+# Everything happens in .venv; nothing global is touched. `make help` lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench down lock clean
+SHELL := /bin/bash
+BIN := .venv/bin
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 8
+
+setup:  ## Make .venv with the pinned lock (reused while the lock is the same)
+	@cat requirements/*.txt pyproject.toml | sha256sum | cmp -s - .venv/ready || requirements/install.sh
+
+demo: setup  ## Start a local cluster and run the whole quickstart: text in, an LLM over HTTP out
+	@$(BIN)/manta status >/dev/null 2>&1 || $(BIN)/manta up
+	@$(BIN)/manta run configs/pipelines/quickstart.yaml
+	@echo; echo 'The cluster stays up. Look around: $(BIN)/manta status   End it: make down'
+
+test: setup  ## Run all tests: unit in seconds, integration on real Ray and real vLLM
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup  ## Format, lint, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: setup  ## Measure side by side with what one would use instead; JSON in bench/results/
+	@mkdir -p bench/results
+	@for name in $(or $(BENCH),prepare training serving); do \
+		$(BIN)/python bench/$$name.py --json bench/results/$$name.json || exit 1; done
+
+down: setup  ## Stop the local cluster and everything it started
+	@$(BIN)/manta down --yes
+
+lock: setup  ## Resolve the lock files anew
+	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/lock.sh
+
+clean:  ## Delete the virtual environment
+	rm -rf .venv
