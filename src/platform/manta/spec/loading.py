@@ -82,9 +82,18 @@ def validate(document: Document, model: type[Model]) -> Model:
     try:
         return model.model_validate(document.value)
     except ValidationError as error:
+        faults = error.errors(include_url=False)
         raise InvalidSpec(
-            _finding(document, model, fault) for fault in error.errors(include_url=False)
+            _finding(document, model, fault) for fault in faults if not _follows(fault, faults)
         ) from None
+
+
+def _follows(fault: Any, faults: list[Any]) -> bool:
+    """Whether a fault is only the echo of one deeper in the same list ("too short")."""
+    loc = fault["loc"]
+    return fault["type"] == "too_short" and any(
+        other["loc"][: len(loc)] == loc for other in faults if len(other["loc"]) > len(loc)
+    )
 
 
 def _invalid(file: str, what: str, *, line: int | None = None, fix: str = "") -> InvalidSpec:
