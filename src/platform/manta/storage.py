@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,12 @@ SEAL = "seal.json"
 
 
 def root() -> str:
-    """The storage root URL: `$MANTA_STORAGE`, else a folder in the user's home."""
-    return os.environ.get(ROOT_VARIABLE) or str(Path.home() / ".manta" / "storage")
+    """The storage root URL: `$MANTA_STORAGE`, else a folder in the user's home.
+
+    A path comes back absolute, since workers run in other directories than the driver.
+    """
+    url = os.environ.get(ROOT_VARIABLE) or str(Path.home() / ".manta" / "storage")
+    return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
 def join(url: str, *parts: str) -> str:
@@ -50,6 +54,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
             f"{url}: no filesystem for this URL ({error})",
             "use a path, or a URL that fsspec knows, such as s3://bucket/folder",
         ) from None
+    fs.invalidate_cache()  # others write too: a remembered listing would hide their files
     return fs, str(path)
 
 
@@ -80,22 +85,29 @@ def exists(url: str) -> bool:
 
 def glob(url: str) -> list[str]:
     """Files that match a URL with `*`, `**` or `?`, or lie under a folder; sorted full URLs."""
+    return sorted(file_sizes(url))
+
+
+def file_sizes(url: str) -> dict[str, int]:
+    """What `glob` finds, with sizes in bytes, from one listing. Raises InputError if it cannot."""
     fs, path = filesystem(url)
-    if not any(char in path for char in "*?["):
-        found = fs.find(path) if fs.isdir(path) else [path] if fs.exists(path) else []
-    else:
-        found = [name for name in fs.glob(path) if not fs.isdir(name)]
-    return sorted(fs.unstrip_protocol(name) if not is_local(url) else str(name) for name in found)
+    with _explained(url, "be listed", InputError):
+        if not any(char in path for char in "*?["):
+            found = fs.find(path, detail=True) if fs.exists(path) else {}
+        else:
+            found = fs.glob(path, detail=True)
+    return {
+        str(name) if is_local(url) else str(fs.unstrip_protocol(name)): int(info["size"] or 0)
+        for name, info in found.items()
+        if info["type"] == "file"
+    }
 
 
 def read_bytes(url: str) -> bytes:
     """The whole file. Raises InputError if it is missing or unreadable."""
     fs, path = filesystem(url)
-    try:
-        with fs.open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise InputError(f"{url}: cannot be read ({_reason(error)})") from None
+    with _explained(url, "be read", InputError), fs.open(path, "rb") as file:
+        data = file.read()
     assert isinstance(data, bytes)
     return data
 
@@ -133,9 +145,17 @@ def delete(url: str) -> None:
         fs.rm(path, recursive=True)
 
 
-def seal(url: str, facts: dict[str, Any] | None = None) -> None:
-    """Declare the folder complete: list its files with size and SHA-256, and add `facts`."""
-    files = {name: _fingerprint(join(url, name)) for name in _names(url)}
+def seal(
+    url: str,
+    facts: dict[str, Any] | None = None,
+    known: Mapping[str, dict[str, Any]] | None = None,
+) -> None:
+    """Declare the folder complete: list its files with size and SHA-256, and add `facts`.
+
+    `known` holds `fingerprint`s, by name in the folder, that whoever wrote the files took.
+    """
+    known = known or {}
+    files = {name: known.get(name) or _fingerprint(join(url, name)) for name in _sizes(url)}
     write_json(join(url, SEAL), {"files": files, **(facts or {})})
 
 
@@ -150,19 +170,26 @@ def read_seal(url: str, what: str) -> dict[str, Any]:
         state = "was never finished" if exists(url) else "does not exist"
         raise InputError(f"{what} {state} ({url})", "run the step that makes it")
     content: dict[str, Any] = read_json(join(url, SEAL))
-    for name, fingerprint in content["files"].items():
-        if not exists(join(url, name)) or size(join(url, name)) != fingerprint["size_bytes"]:
-            raise InputError(f"{what} is damaged: {join(url, name)}", "run the step that makes it")
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise _damaged(what, join(url, SEAL))
+    sizes = _sizes(url)
+    for name, expected in content["files"].items():
+        if sizes.get(name) != expected["size_bytes"]:
+            raise _damaged(what, join(url, name))
     return content
 
 
 def verify(url: str, what: str) -> dict[str, Any]:
     """Like `read_seal`, and every file's content is read and compared with its SHA-256."""
     content = read_seal(url, what)
-    for name, fingerprint in content["files"].items():
-        if _fingerprint(join(url, name)) != fingerprint:
-            raise InputError(f"{what} is damaged: {join(url, name)}", "run the step that makes it")
+    for name, expected in content["files"].items():
+        if _fingerprint(join(url, name)) != expected:
+            raise _damaged(what, join(url, name))
     return content
+
+
+def _damaged(what: str, url: str) -> InputError:
+    return InputError(f"{what} is damaged: {url}", "run the step that makes it")
 
 
 def upload(folder: str | Path, url: str, facts: dict[str, Any] | None = None) -> None:
@@ -179,20 +206,47 @@ def upload(folder: str | Path, url: str, facts: dict[str, Any] | None = None) ->
         seal(url, facts)
 
 
+def amend(url: str, files: dict[str, bytes], before: dict[str, Any], **facts: Any) -> None:
+    """Add small files and facts to a sealed folder whose seal is `before`.
+
+    The new files are unsealed while they change, so a reader in between finds a whole folder
+    without them. Raises MantaError if another process sealed the folder since `before` was read.
+    """
+    kept = {name: mark for name, mark in before["files"].items() if name not in files}
+    if read_json(join(url, SEAL)) != before:
+        raise MantaError(f"{url} was replaced meanwhile", "run the step again")
+    write_json(join(url, SEAL), {**before, "files": kept})
+    for name, data in files.items():
+        write_bytes(join(url, name), data)
+    marks = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+        for name, data in files.items()
+    }
+    write_json(join(url, SEAL), {**before, **facts, "files": {**kept, **marks}})
+
+
 @contextlib.contextmanager
 def local_copy(url: str, what: str) -> Iterator[Path]:
     """A sealed folder as a local path for the time of the block; a local one is used in place."""
-    content = verify(url, what)
-    fs, path = filesystem(url)
     if is_local(url):
-        yield Path(path)
+        verify(url, what)
+        yield Path(filesystem(url)[1])
         return
     with tempfile.TemporaryDirectory(prefix="manta-") as folder:
+        _download(url, what, Path(folder))
+        yield Path(folder)
+
+
+def _download(url: str, what: str, folder: Path) -> None:
+    """Copy a sealed folder into a local one, and check what arrived."""
+    fs, path = filesystem(url)
+    content = read_seal(url, what)
+    with explain_errors(str(folder)):
         for name in [*content["files"], SEAL]:
-            target = Path(folder, name)
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             fs.get_file(join(path, name), str(target))
-        yield Path(folder)
+    verify(str(folder), what)
 
 
 def cached_copy(url: str, what: str) -> Path:
@@ -204,14 +258,13 @@ def cached_copy(url: str, what: str) -> Path:
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("MANTA_HOME", Path.home() / ".manta")) / "cache" / digest
     if not cache.exists():
-        cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_name(f"{digest}.{uuid.uuid4().hex}")
-        with local_copy(url, what) as folder:
-            shutil.copytree(folder, partial)
         try:
-            partial.rename(cache)
-        except OSError:  # another process finished the same download first
-            shutil.rmtree(partial)
+            _download(url, what, partial)
+            with contextlib.suppress(OSError):
+                partial.rename(cache)  # fails if another process finished the same one first
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return cache
 
 
@@ -221,20 +274,42 @@ def size(url: str) -> int:
     return int(fs.size(path))
 
 
+def fingerprint(data: bytes) -> dict[str, Any]:
+    """Size and SHA-256 of a file's content, as a seal holds them."""
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+
+
 @contextlib.contextmanager
 def explain_errors(url: str) -> Iterator[None]:
-    """Turn an OSError while writing under `url` into one line that says what to do."""
+    """Turn an error of the storage while writing under `url` into one line on what to do."""
+    with _explained(url, "be written", MantaError):
+        yield
+
+
+@contextlib.contextmanager
+def _explained(url: str, verb: str, kind: type[MantaError]) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        fix = "free some space and run the step again" if error.errno == errno.ENOSPC else ""
-        raise MantaError(f"cannot write {url}: {_reason(error)}", fix) from error
+    except Exception as error:
+        if not isinstance(error, OSError) and not _from_storage_library(error):
+            raise
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "free some space and run the step again" if full else ""
+        raise kind(f"{url}: cannot {verb} ({_reason(error)})", fix) from error
 
 
-def _names(url: str) -> list[str]:
+def _from_storage_library(error: Exception) -> bool:
+    """Whether an object store's client raised it: no network, no credentials, no bucket."""
+    library = type(error).__module__.partition(".")[0]
+    return library in {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure"}
+
+
+def _sizes(url: str) -> dict[str, int]:
+    """Name in the folder → bytes, for every file but the seal, by name."""
     fs, path = filesystem(url)
-    found = (str(name)[len(path) :].lstrip("/") for name in fs.find(path))
-    return sorted(name for name in found if name != SEAL)
+    found = fs.find(path, detail=True)
+    sizes = {str(file)[len(path) :].lstrip("/"): int(info["size"]) for file, info in found.items()}
+    return {name: sizes[name] for name in sorted(sizes) if name != SEAL}
 
 
 def _fingerprint(url: str) -> dict[str, Any]:
@@ -260,5 +335,6 @@ def _write_local(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(reason).split())
