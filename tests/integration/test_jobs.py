@@ -1,0 +1,217 @@
+"""Jobs and pipelines on a real cluster, driven as a user drives them: by the `manta` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+MANTA = str(Path(sys.executable).with_name("manta"))
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A user's shell: a project folder, an environment, and the commands they type."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def __call__(self, *words: str, ok: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end and require exit code `ok` (None: any)."""
+        result = subprocess.run(
+            words,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert ok is None or result.returncode == ok, result.stdout + result.stderr
+        return result
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Run a command in the background, output captured."""
+        return subprocess.Popen(
+            words,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+    folder = tmp_path_factory.mktemp("project")
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MANTA_"))},
+        "MANTA_HOME": str(tmp_path_factory.mktemp("home")),
+        "MANTA_STORAGE": str(tmp_path_factory.mktemp("storage")),
+    }
+    shell = Terminal(folder, environment)
+    shell(MANTA, "up", "--ports", "auto")
+    yield shell
+    shell(MANTA, "down", "--yes")
+
+
+def _wait_for_status(terminal: Terminal, job: str, *wanted: str) -> str:
+    deadline = time.monotonic() + 60
+    while True:
+        jobs = {j["submission_id"]: j["status"] for j in _jobs(terminal)}
+        if jobs.get(job) in wanted:
+            return str(jobs[job])
+        assert time.monotonic() < deadline, f"{job} is {jobs.get(job)}, not {wanted}"
+        time.sleep(0.5)
+
+
+def _jobs(terminal: Terminal) -> list[dict[str, object]]:
+    jobs: list[dict[str, object]] = json.loads(terminal(MANTA, "jobs", "--json").stdout)
+    return jobs
+
+
+def test_a_command_runs_with_the_working_directory_and_its_log_comes_back(
+    terminal: Terminal,
+) -> None:
+    (terminal.folder / "data.txt").write_text("shipped along\n")
+    result = terminal(MANTA, "submit", "--", "cat", "data.txt")
+    assert "shipped along" in result.stdout
+    assert "succeeded" in result.stderr
+
+
+def test_a_job_that_fails_makes_the_command_exit_with_1(terminal: Terminal) -> None:
+    result = terminal(MANTA, "submit", "--", "sh", "-c", "echo before; exit 7", ok=1)
+    assert "before" in result.stdout
+    assert "exit code 7" in result.stderr
+
+
+def test_the_same_id_is_the_same_job_and_runs_once(terminal: Terminal) -> None:
+    command = [MANTA, "submit", "--id", "once", "--", "sh", "-c", "echo ran"]
+    terminal(*command)
+    again = terminal(*command)
+    assert "known already" in again.stderr
+    assert [job["submission_id"] for job in _jobs(terminal)].count("once") == 1
+
+
+def test_an_id_that_another_job_holds_is_refused(terminal: Terminal) -> None:
+    terminal(MANTA, "submit", "--id", "taken", "--", "true")
+    refused = terminal(MANTA, "submit", "--id", "taken", "--", "false", ok=2)
+    assert "job id taken belongs to `true`" in refused.stderr
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_watch_it(terminal: Terminal) -> None:
+    process = terminal.start(MANTA, "submit", "--id", "long", "--", "sleep", "300")
+    try:
+        _wait_for_status(terminal, "long", "RUNNING")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "manta logs -f long" in output
+    assert _wait_for_status(terminal, "long", "RUNNING", "STOPPED") == "RUNNING"
+    terminal(MANTA, "stop", "long")
+    assert _wait_for_status(terminal, "long", "STOPPED") == "STOPPED"
+    terminal(MANTA, "stop", "long")  # again: no error
+
+
+def test_plain_ray_sees_and_drives_the_same_jobs(terminal: Terminal) -> None:
+    exports = terminal(MANTA, "env").stdout
+    shell = f"{exports}\n{RAY} job submit --submission-id plain -- echo from-plain-ray"
+    assert "from-plain-ray" in terminal("bash", "-c", shell).stdout
+    assert "from-plain-ray" in terminal(MANTA, "logs", "plain").stdout
+    terminal(MANTA, "submit", "--id", "ours", "--", "echo", "from-manta")
+    shell = f"{exports}\n{RAY} job logs ours"
+    assert "from-manta" in terminal("bash", "-c", shell).stdout
+
+
+def test_an_unknown_job_is_one_line_and_exit_2(terminal: Terminal) -> None:
+    result = terminal(MANTA, "logs", "nobody", ok=2)
+    assert result.stderr == "Error: no job nobody on this cluster; list them with `manta jobs`\n"
+
+
+def test_dry_run_prints_a_ray_command_that_works_as_printed(terminal: Terminal) -> None:
+    (terminal.folder / "job.yaml").write_text(
+        "name: dry\nentrypoint: sh -c 'echo value=$A'\nenvironment: {A: '5'}\n"
+    )
+    printed = terminal(MANTA, "submit", "job.yaml", "--id", "dry", "--dry-run").stdout
+    assert "dry" not in {job["submission_id"] for job in _jobs(terminal)}
+    exports = terminal(MANTA, "env").stdout
+    path = f"PATH={Path(RAY).parent}:$PATH"
+    assert "value=5" in terminal("bash", "-c", f"{exports}\n{path} {printed}").stdout
+
+
+PIPELINE = """\
+name: demo
+steps:
+  - {name: one, entrypoint: "sh -c 'echo one >> $OUT'"}
+  - {name: two, entrypoint: "sh -c 'test -e $GATE && echo two >> $OUT'", needs: [one]}
+  - {name: three, entrypoint: "sh -c 'echo three >> $OUT'", needs: [two]}
+"""
+
+
+def test_a_failed_run_resumes_at_the_failed_step_and_repeats_nothing(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    out, gate = tmp_path / "out", tmp_path / "gate"
+    text = PIPELINE.replace("$OUT", str(out)).replace("$GATE", str(gate))
+    (terminal.folder / "p.yaml").write_text(text)
+    failed = terminal(MANTA, "run", "p.yaml", "--json", ok=1)
+    run = json.loads(failed.stdout)
+    assert [(s["name"], s["status"]) for s in run["steps"]] == [
+        ("one", "SUCCEEDED"),
+        ("two", "FAILED"),
+    ]
+    assert f"--resume {run['run_id']}" in failed.stderr
+    gate.touch()
+    terminal(MANTA, "run", "p.yaml", "--resume", run["run_id"])
+    assert out.read_text().split() == ["one", "two", "three"]
+
+
+def test_ctrl_c_in_a_run_leaves_its_job_and_the_run_can_go_on(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    (terminal.folder / "c.yaml").write_text(
+        "name: c\nsteps:\n"
+        f"  - {{name: wait, entrypoint: \"sh -c 'until test -e {gate}; do sleep 0.2; done'\"}}\n"
+    )
+    process = terminal.start(MANTA, "run", "c.yaml")
+    try:
+        deadline = time.monotonic() + 60
+        while not (
+            ids := [j for j in _jobs(terminal) if str(j["submission_id"]).startswith("c-")]
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        job = str(ids[0]["submission_id"])
+        _wait_for_status(terminal, job, "RUNNING")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert f"manta logs -f {job}" in output
+    resume = next(word for word in output.split() if word.startswith("c-2"))
+    gate.touch()
+    terminal(MANTA, "run", "c.yaml", "--resume", job.removesuffix("-wait"))
+    assert resume == job or resume == job.removesuffix("-wait")
+    assert [j["submission_id"] for j in _jobs(terminal)].count(job) == 1
+
+
+def test_a_faulty_spec_is_refused_before_anything_starts(terminal: Terminal) -> None:
+    (terminal.folder / "bad.yaml").write_text("name: bad\nentrypont: 'true'\n")
+    before = len(_jobs(terminal))
+    result = terminal(MANTA, "submit", "bad.yaml", ok=2)
+    assert "bad.yaml:2: unknown key `entrypont`; did you mean `entrypoint`?" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(_jobs(terminal)) == before
