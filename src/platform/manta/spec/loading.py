@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
+import stat
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +18,8 @@ from manta.errors import Finding, InputError, InvalidSpec
 
 MAX_SPEC_BYTES = 4 * 2**20
 MAX_NODES = 100_000  # an alias bomb of 1 kB can name billions of nodes
+MAX_DEPTH = 100
+MAX_FAULTS = 100  # of one file; more help nobody and take time to word
 
 Path_ = tuple[str | int, ...]
 Model = TypeVar("Model", bound="Spec")
@@ -56,25 +60,37 @@ def load(path: str | Path, model: type[Model], overrides: Sequence[str] = ()) ->
 
 
 def read(path: str | Path) -> Document:
-    """Parse one YAML file. Raises InvalidSpec if it cannot be read or is not one YAML mapping."""
+    """Parse one YAML file. Raises InvalidSpec if it cannot be read or is not one YAML mapping.
+
+    Safe for hostile files: bounded in size, depth and number of values before anything recurses.
+    """
     file = str(path)
     text = _text(file)
     try:
+        _bound(text, file)
         node = yaml.compose(text, Loader=yaml.CSafeLoader)
-        lines: dict[Path_, int] = {}
-        value = _construct(node, (), lines, file) if node else None
+        builder = _Builder(file)
+        value = builder.build(node, ()) if node else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise _invalid(
-            file, f"not valid YAML: {error.problem}", line=mark.line + 1 if mark else None
+            file,
+            f"not valid YAML: {error.problem}",
+            line=mark.line + 1 if mark else None,
+            rule="not-yaml",
         ) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise _invalid(file, f"not valid YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise _invalid(file, "nested too deeply to be a spec") from None
+        what = f"not valid YAML: {str(error).splitlines()[0]}"
+        raise _invalid(file, what, rule="not-yaml") from None
     if not isinstance(value, dict):
-        raise _invalid(file, "expected `key: value` lines", line=1, fix="write a YAML mapping")
-    return Document(file, value, lines)
+        raise _invalid(
+            file,
+            "expected `key: value` lines",
+            line=1,
+            fix="write a YAML mapping",
+            rule="not-yaml",
+        )
+    return Document(file, value, builder.lines)
 
 
 def validate(document: Document, model: type[Model]) -> Model:
@@ -96,17 +112,22 @@ def _follows(fault: Any, faults: list[Any]) -> bool:
     )
 
 
-def _invalid(file: str, what: str, *, line: int | None = None, fix: str = "") -> InvalidSpec:
-    return InvalidSpec([Finding(file=file, line=line, what=what, fix=fix)])
+def _invalid(
+    file: str, what: str, *, line: int | None = None, fix: str = "", rule: str = "unreadable"
+) -> InvalidSpec:
+    return InvalidSpec([Finding(file=file, line=line, what=what, fix=fix, rule=rule)])
 
 
 def _text(file: str) -> str:
     try:
-        data = Path(file).read_bytes()
+        with Path(file).open("rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise _invalid(file, "not a regular file")
+            data = stream.read(MAX_SPEC_BYTES + 1)
     except OSError as error:
         raise _invalid(file, f"cannot be read: {error.strerror}") from None
     if len(data) > MAX_SPEC_BYTES:
-        raise _invalid(file, f"{len(data):,} bytes; a spec has at most {MAX_SPEC_BYTES:,}")
+        raise _invalid(file, f"too large; a spec has at most {MAX_SPEC_BYTES:,} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -114,33 +135,124 @@ def _text(file: str) -> str:
         raise _invalid(file, "not UTF-8 text", line=line, fix="save the file as UTF-8") from None
 
 
+def _bound(text: str, file: str) -> None:
+    """Refuse what is too deep or too long for the recursive composer, whose stack is C's.
+
+    Raises:
+        InvalidSpec: more than MAX_DEPTH levels or MAX_NODES values, aliases not followed.
+    """
+    depth = num_nodes = 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.NodeEvent):
+            num_nodes += 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH or num_nodes > MAX_NODES:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise _too_much(file, depth, line)
+
+
+def _too_much(file: str, depth: int, line: int) -> InvalidSpec:
+    what = f"nested over {MAX_DEPTH} levels" if depth > MAX_DEPTH else f"over {MAX_NODES:,} values"
+    return _invalid(file, f"{what}; no spec is that large", line=line, rule="not-yaml")
+
+
 _scalars = yaml.CSafeLoader("")
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-def _construct(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: str) -> Any:
-    """The value of `node`, noting each path's line; refuses duplicate keys, which YAML forbids."""
-    line = node.start_mark.line + 1
-    lines.setdefault(path, line)
-    if len(lines) > MAX_NODES:
-        raise _invalid(file, f"more than {MAX_NODES:,} values", line=line)
-    if isinstance(node, yaml.ScalarNode):
-        return _scalars.construct_object(node)
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(n, (*path, i), lines, file) for i, n in enumerate(node.value)]
-    assert isinstance(node, yaml.MappingNode)
-    _scalars.flatten_mapping(node)  # `<<: *base`
-    result: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = _key(key_node, file)
-        lines[(*path, key)] = key_node.start_mark.line + 1
-        result[key] = _construct(value_node, (*path, key), lines, file)
-    return result
+@dataclass
+class _Builder:
+    """Builds plain values from YAML nodes, noting the line of each path.
+
+    Aliases are followed, so a small file may name very many values: each one built is counted.
+    """
+
+    file: str
+    lines: dict[Path_, int] = field(default_factory=dict)
+    num_built: int = 0
+    depth: int = 0
+
+    def build(self, node: yaml.Node, path: Path_) -> Any:
+        self.num_built += 1
+        self.depth += 1  # not len(path): a merge that names itself adds no key
+        if self.num_built > MAX_NODES or self.depth > MAX_DEPTH:
+            raise _too_much(self.file, self.depth, _line(node))
+        self.lines.setdefault(path, _line(node))
+        value = self._value(node, path)
+        self.depth -= 1
+        return value
+
+    def _value(self, node: yaml.Node, path: Path_) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+        assert isinstance(node, yaml.MappingNode)
+        return self._mapping(node, path)
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        if node.tag in _NUMBERS and len(node.value) > 100:  # 1:1:1:… takes square time
+            raise self._broken(node, "a number of over 100 digits")
+        try:
+            return _scalars.construct_object(node)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # what PyYAML's own constructors let through: `!!bool x`
+            raise self._broken(node, f"not valid YAML: {error}") from None
+
+    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        own: dict[str, int] = {}
+        merged = [value for key, value in node.value if _is_merge(key)]
+        for value in merged:  # what `<<: *base` brings, under the mapping's own keys
+            result = {**self._merge(value, path), **result}
+        for key_node, value_node in node.value:
+            if _is_merge(key_node):
+                continue
+            key, line = self._key(key_node), _line(key_node)
+            if key in own:
+                raise _invalid(
+                    self.file,
+                    f"`{key}` is given twice, first on line {own[key]}",
+                    line=line,
+                    fix="keep one; YAML readers silently take the last",
+                    rule="duplicate-key",
+                )
+            own[key] = self.lines[(*path, key)] = line
+            result[key] = self.build(value_node, (*path, key))
+        return result
+
+    def _merge(self, node: yaml.Node, path: Path_) -> dict[str, Any]:
+        if not isinstance(node, yaml.SequenceNode):
+            value = self.build(node, path)
+            if not isinstance(value, dict):
+                raise self._broken(node, "`<<` takes a mapping: `<<: *name`")
+            return value
+        merged: dict[str, Any] = {}
+        for item in node.value:
+            if isinstance(item, yaml.SequenceNode):
+                raise self._broken(item, "`<<` takes a mapping or a list of mappings")
+            merged = {**self._merge(item, path), **merged}
+        return merged
+
+    def _key(self, node: yaml.Node) -> str:
+        if isinstance(node, yaml.ScalarNode):
+            return str(node.value)
+        raise self._broken(node, "a key must be plain text")
+
+    def _broken(self, node: yaml.Node, what: str) -> InvalidSpec:
+        return _invalid(self.file, what, line=_line(node), rule="not-yaml")
 
 
-def _key(node: yaml.Node, file: str) -> str:
-    if isinstance(node, yaml.ScalarNode):
-        return str(node.value)
-    raise _invalid(file, "a key must be plain text", line=node.start_mark.line + 1)
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _is_merge(node: yaml.Node) -> bool:
+    return bool(node.tag == "tag:yaml.org,2002:merge")
 
 
 def _set(document: Document, override: str) -> None:
@@ -153,7 +265,10 @@ def _set(document: Document, override: str) -> None:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise InputError(f"--set {override}: {parent} is not a mapping in {document.file}")
-    target[last] = yaml.safe_load(text)
+    try:
+        target[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: {text} is not valid YAML", "quote it") from None
 
 
 def _finding(document: Document, model: type[BaseModel], fault: Any) -> Finding:
@@ -162,7 +277,11 @@ def _finding(document: Document, model: type[BaseModel], fault: Any) -> Finding:
     line = document.line(loc)
     if fault["type"] == "extra_forbidden":
         return Finding(
-            file=document.file, line=line, what=f"unknown key `{key}`", fix=_nearest(model, loc)
+            file=document.file,
+            line=line,
+            what=f"unknown key `{key}`",
+            fix=_nearest(model, loc),
+            rule="unknown-key",
         )
     if fault["type"] == "missing":
         return Finding(
@@ -170,15 +289,17 @@ def _finding(document: Document, model: type[BaseModel], fault: Any) -> Finding:
             line=line,
             what=f"`{key}` is missing",
             fix=f"add `{loc[-1]}: …`",
+            rule="missing-key",
         )
     if fault["type"] in ("value_error", "assertion_error"):
         what, _, fix = str(fault["ctx"]["error"]).partition("; ")
         what = f"`{key}`: {what}" if key else what
-        return Finding(file=document.file, line=line, what=what, fix=fix)
+        return Finding(file=document.file, line=line, what=what, fix=fix, rule="wrong-value")
     given = repr(fault["input"])
     given = given if len(given) <= 60 else given[:57] + "…"
     message = fault["msg"][0].lower() + fault["msg"][1:]
-    return Finding(file=document.file, line=line, what=f"`{key}` is {given}", fix=f"{message}")
+    what = f"`{key}` is {given}"
+    return Finding(file=document.file, line=line, what=what, fix=message, rule="wrong-value")
 
 
 def _nearest(model: type[BaseModel], loc: Path_) -> str:
