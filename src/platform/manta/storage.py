@@ -155,7 +155,7 @@ def seal(
     `known` holds `fingerprint`s, by name in the folder, that whoever wrote the files took.
     """
     known = known or {}
-    files = {name: known.get(name) or fingerprint(join(url, name)) for name in _sizes(url)}
+    files = {name: known.get(name) or fingerprint_file(join(url, name)) for name in _sizes(url)}
     write_json(join(url, SEAL), {"files": files, **(facts or {})})
 
 
@@ -183,7 +183,7 @@ def verify(url: str, what: str) -> dict[str, Any]:
     """Like `read_seal`, and every file's content is read and compared with its SHA-256."""
     content = read_seal(url, what)
     for name, expected in content["files"].items():
-        if fingerprint(join(url, name)) != expected:
+        if fingerprint_file(join(url, name)) != expected:
             raise _damaged(what, join(url, name))
     return content
 
@@ -312,7 +312,7 @@ def _sizes(url: str) -> dict[str, int]:
     return {name: sizes[name] for name in sorted(sizes) if name != SEAL}
 
 
-def fingerprint(url: str) -> dict[str, Any]:
+def fingerprint_file(url: str) -> dict[str, Any]:
     """Size and SHA-256 of a file, read in pieces. Raises OSError if it cannot be read."""
     fs, path = filesystem(url)
     digest = hashlib.sha256()
