@@ -102,12 +102,12 @@ class Region:
 class Catalog:
     """Everything known about the clouds, keyed by cloud and name."""
 
-    instance_types: Mapping[tuple[str, str], InstanceType] = MappingProxyType({})
-    accelerators: Mapping[tuple[str, str], Accelerator] = MappingProxyType({})
-    region_of: Mapping[tuple[str, str], Region] = MappingProxyType({})
-    pue_of: Mapping[str, tuple[float, str]] = MappingProxyType({})
+    instance_types: Mapping[tuple[str, str], InstanceType] = field(default_factory=dict)
+    accelerators: Mapping[tuple[str, str], Accelerator] = field(default_factory=dict)
+    region_of: Mapping[tuple[str, str], Region] = field(default_factory=dict)
+    pue_of: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     """Cloud → (power usage effectiveness, source)."""
-    updated: Mapping[str, str] = MappingProxyType({})
+    updated: Mapping[str, str] = field(default_factory=dict)
     """Cloud → day of its prices, ISO 8601."""
 
     @property
