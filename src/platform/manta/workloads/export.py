@@ -11,15 +11,15 @@ import torch
 from manta import storage
 
 
-def token_ids(dataset_url: str) -> dict[str, int]:
-    """Special token ids of a dataset's tokenizer, as a model config names them."""
+def token_ids(dataset_url: str) -> dict[str, int | None]:
+    """Special token ids of a dataset's tokenizer, as a model config names them; None if unused."""
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory(prefix="manta-") as folder:
         copy_tokenizer(dataset_url, Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder)
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: value for name in names if (value := getattr(tokenizer, name)) is not None}
+    return {name: getattr(tokenizer, name) for name in names}
 
 
 def copy_tokenizer(dataset_url: str, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,23 @@ def prepare(config: TrainConfig) -> Job:
     )
     _check_batch(config, job.train.num_rows)
     return job
+
+
+def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """`config` with dotted keys set. Raises InputError if a key or value does not fit."""
+    content = config.model_dump()
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        target = content
+        for parent in parents:
+            target = target.get(parent, {})
+        if last not in target:
+            raise InputError(f"`{key}` is no key of a training config", "e.g. optimizer.beta2")
+        target[last] = value
+    try:
+        return TrainConfig.model_validate(content)
+    except ValueError as error:
+        raise InputError(f"{dict(values)} does not fit the config: {error}") from None
 
 
 def absolute(url: str) -> str:

@@ -10,7 +10,9 @@ from torch import nn
 from manta.spec import ModelConfig
 
 
-def build(config: ModelConfig, vocab_size: int, seed: int, token_ids: dict[str, int]) -> Any:
+def build(
+    config: ModelConfig, vocab_size: int, seed: int, token_ids: dict[str, int | None]
+) -> Any:
     """A LlamaForCausalLM with fresh weights that depend on `seed` alone.
 
     Args:

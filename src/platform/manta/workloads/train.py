@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -50,24 +49,7 @@ def with_tuned(config: TrainConfig) -> TrainConfig:
         )
     best = yaml.safe_load(storage.read_bytes(url))
     progress("tuned: " + ", ".join(f"{key} = {value}" for key, value in best.items()))
-    return override(config, best)
-
-
-def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    """`config` with dotted keys set. Raises InputError if a key or value does not fit."""
-    content = config.model_dump()
-    for key, value in values.items():
-        *parents, last = key.split(".")
-        target = content
-        for parent in parents:
-            target = target.get(parent, {})
-        if last not in target:
-            raise InputError(f"`{key}` is no key of a training config", "e.g. optimizer.beta2")
-        target[last] = value
-    try:
-        return TrainConfig.model_validate(content)
-    except ValueError as error:
-        raise InputError(f"{dict(values)} does not fit the config: {error}") from None
+    return jobs.override(config, best)
 
 
 def is_finished(job: Job) -> bool:
