@@ -279,6 +279,18 @@ def fingerprint(data: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
 
 
+def fingerprint_file(url: str) -> dict[str, Any]:
+    """The `fingerprint` of a file, without holding it. Raises InputError if it is unreadable."""
+    fs, path = filesystem(url)
+    digest = hashlib.sha256()
+    num_bytes = 0
+    with _explained(url, "be read", InputError), fs.open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+            num_bytes += len(chunk)
+    return {"sha256": digest.hexdigest(), "size_bytes": num_bytes}
+
+
 @contextlib.contextmanager
 def explain_errors(url: str) -> Iterator[None]:
     """Turn an error of the storage while writing under `url` into one line on what to do."""
@@ -310,18 +322,6 @@ def _sizes(url: str) -> dict[str, int]:
     found = fs.find(path, detail=True)
     sizes = {str(file)[len(path) :].lstrip("/"): int(info["size"]) for file, info in found.items()}
     return {name: sizes[name] for name in sorted(sizes) if name != SEAL}
-
-
-def fingerprint_file(url: str) -> dict[str, Any]:
-    """Size and SHA-256 of a file, read in pieces. Raises OSError if it cannot be read."""
-    fs, path = filesystem(url)
-    digest = hashlib.sha256()
-    num_bytes = 0
-    with fs.open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-            num_bytes += len(chunk)
-    return {"sha256": digest.hexdigest(), "size_bytes": num_bytes}
 
 
 def _write_local(path: Path, data: bytes) -> None:

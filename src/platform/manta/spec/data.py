@@ -36,7 +36,7 @@ class PrepareConfig(Spec):
     """Column or key that holds the text, in JSONL and Parquet."""
     min_document_chars: int = Field(64, ge=1)
     max_document_chars: int = Field(1_000_000, ge=1)
-    """Longer documents are cut here."""
+    """Longer documents are cut into pieces of this length, each a document."""
     max_documents: int | None = Field(None, ge=2)
     """Take only this many documents, the first by content hash; None takes all."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)

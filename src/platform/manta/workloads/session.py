@@ -1,0 +1,69 @@
+"""A job's connection to Ray: quiet, and failing in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import ray.data
+from ray.exceptions import RayError, RayTaskError
+
+from manta.errors import MantaError
+from manta.workloads import entry
+
+PROGRESS_INTERVAL_S = 10.0
+
+
+def connect() -> None:
+    """Attach to the cluster that the environment names, or start one on this machine.
+
+    Raises MantaError if the named cluster does not answer.
+    """
+    try:
+        if not ray.is_initialized():
+            ray.init(logging_level=logging.WARNING)
+    except (ConnectionError, RayError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MantaError(
+            f"no Ray cluster answers ({reason})", "start one with `manta up`, or unset RAY_ADDRESS"
+        ) from None
+    _quiet_data()
+
+
+def _quiet_data() -> None:
+    """Let Ray Data's warnings through; what it logs of a failed task, the error says."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for chatty in ("exceptions", "_internal.execution.streaming_executor_state"):
+        logging.getLogger(f"ray.data.{chatty}").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise the MantaError that a task raised as it was, without the traceback around it."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, MantaError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise MantaError(f"Ray: {str(error).strip().splitlines()[0]}") from error
+
+
+def rows(dataset: ray.data.Dataset, what: str, total: int) -> Iterator[dict[str, Any]]:
+    """The rows as they come, with a line of progress every PROGRESS_INTERVAL_S."""
+    said = time.monotonic()
+    with plain_errors():
+        for done, row in enumerate(dataset.iter_rows(), start=1):
+            yield row
+            if time.monotonic() - said > PROGRESS_INTERVAL_S:
+                said = time.monotonic()
+                entry.progress(f"  {what}: {done:,} of {total:,}")
