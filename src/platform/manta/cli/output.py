@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,13 +72,16 @@ def _print_rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 @contextmanager
-def progress(text: str) -> Iterator[None]:
-    """Show that work goes on during the block: a spinner on a terminal, else one line."""
+def progress(text: str) -> Iterator[Callable[[str], None]]:
+    """Show that work goes on during the block: a spinner on a terminal, else lines, on stderr.
+
+    Yields a function that changes the text.
+    """
     if not sys.stderr.isatty():
         say(f"{text} …")
-        yield
+        yield lambda changed: say(f"{changed} …")
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(f"{text} …"):
-        yield
+    with Console(stderr=True).status(f"{text} …") as status:
+        yield lambda changed: status.update(f"{changed} …")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from manta import storage
 from manta.errors import InputError
 
 DEFAULT_NAME = "local"
+
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, Ray stays on 127.0.0.1, as it does on macOS. Otherwise it takes 127.0.0.1 for this
+machine's address in the network, binds there and on 0.0.0.0, and a client that is told
+127.0.0.1 looks there (ray/_private/services.py, resolve_ip_for_localhost)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,7 @@ class ClusterRecord:
             "RAY_ADDRESS": self.gcs_address,
             "RAY_API_SERVER_ADDRESS": self.dashboard_url,
             "RAY_DASHBOARD_ADDRESS": self.dashboard_url,
+            LOOPBACK_VARIABLE: "0",
             storage.ROOT_VARIABLE: self.storage_url,
         }
 
@@ -56,8 +63,15 @@ def home() -> Path:
     return Path(os.environ.get("MANTA_HOME") or Path.home() / ".manta")
 
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+
+
 def path(name: str) -> Path:
-    """File of the record of cluster `name`."""
+    """File of the record of cluster `name`. Raises InputError if that cannot be a name."""
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"`{name}` cannot name a cluster", "use lower-case letters, digits and dashes"
+        )
     return home() / "clusters" / name / "cluster.json"
 
 
