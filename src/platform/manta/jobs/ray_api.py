@@ -48,7 +48,7 @@ def connect(record: ClusterRecord) -> JobSubmissionClient:
     record.use()
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+    _quiet_ray()
     with _explained(f"cluster `{record.name}`"):
         return JobSubmissionClient(record.dashboard_url)
 
@@ -133,6 +133,12 @@ def stop(client: JobSubmissionClient, submission_id: str, timeout_s: float = 30)
             )
         time.sleep(0.2)
     return job
+
+
+def _quiet_ray() -> None:
+    """Keep what Ray's client says of packaging and websockets off the user's terminal."""
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.ERROR)
 
 
 async def _tail(
