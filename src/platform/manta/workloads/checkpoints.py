@@ -185,7 +185,7 @@ def _compare(url: str, expected: dict[str, Any]) -> None:
     name = url.rpartition("/")[2]
     try:
         found = storage.fingerprint_file(url)
-    except OSError:
+    except InputError:
         raise Damaged(f"{name} is missing") from None
     if found != expected:
         raise Damaged(f"{name} is not what was written")

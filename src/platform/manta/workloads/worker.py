@@ -18,6 +18,7 @@ import torch.distributed as dist
 import transformers
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from manta import storage
 from manta.errors import MantaError
 from manta.workloads import blocks, checkpoints, export, history, ingest, peak
 from manta.workloads import model as modeling
@@ -209,11 +210,12 @@ class _Worker:
             return
         with tempfile.TemporaryDirectory(prefix="manta-") as folder:
             self._write_checkpoint(Path(folder), done)
-            ray.train.report(
-                record,
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=checkpoints.new_name(done),  # rank 0's is taken by all
-            )
+            with storage.explain_errors(self.job.run_url):
+                ray.train.report(
+                    record,
+                    checkpoint=ray.train.Checkpoint.from_directory(folder),
+                    checkpoint_dir_name=checkpoints.new_name(done),  # rank 0's is taken by all
+                )
 
     def _write_checkpoint(self, folder: Path, done: int) -> None:
         try:
