@@ -20,12 +20,17 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 def get(cluster: ClusterRecord, path: str, timeout_s: float = 10) -> Any:
     """GET `path` as JSON. Raises MantaError if the cluster does not answer or refuses."""
-    return _request(cluster, "GET", path, None, timeout_s)
+    return _json(_request(cluster, "GET", path, None, timeout_s))
+
+
+def get_text(cluster: ClusterRecord, path: str, timeout_s: float = 10) -> str:
+    """GET `path` as text, e.g. a log. Raises MantaError as `get` does."""
+    return _request(cluster, "GET", path, None, timeout_s).decode(errors="replace")
 
 
 def put(cluster: ClusterRecord, path: str, body: object, timeout_s: float = 60) -> Any:
     """PUT `body` as JSON. Raises MantaError if the cluster does not answer or refuses."""
-    return _request(cluster, "PUT", path, json.dumps(body).encode(), timeout_s)
+    return _json(_request(cluster, "PUT", path, json.dumps(body).encode(), timeout_s))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,70 @@ def running_jobs(cluster: ClusterRecord) -> list[RunningJob]:
     return sorted(found, key=lambda job: -job.age_s)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine of the cluster. Resources are in Ray's units: bytes for the memories."""
+
+    id: str
+    address: str
+    state: str
+    is_head: bool
+    total: dict[str, float]
+
+
+def nodes(cluster: ClusterRecord) -> list[Node]:
+    """Nodes that the cluster knows, dead ones too. Raises MantaError if it is silent."""
+    answer = get(cluster, "/api/v0/nodes")
+    return [
+        Node(
+            id=node["node_id"],
+            address=node["node_ip"],
+            state=node["state"],
+            is_head=node["is_head_node"],
+            total=_countable(node["resources_total"]),
+        )
+        for node in answer["data"]["result"]["result"]
+    ]
+
+
+def used_resources(cluster: ClusterRecord) -> dict[str, float]:
+    """Resources in use over all nodes, at most some seconds old; empty until first reported."""
+    status = get(cluster, "/api/cluster_status")["data"]["clusterStatus"] or {}
+    report = status.get("loadMetricsReport") or {}
+    used = {name: used for name, (used, _) in (report.get("usage") or {}).items()}
+    # The dashboard turns names into camel case on the way.
+    return _countable({"object_store_memory" if "Store" in n else n: u for n, u in used.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Application:
+    """A Serve application."""
+
+    name: str
+    state: str
+    route_prefix: str | None
+    age_s: float
+
+
+def applications(cluster: ClusterRecord) -> list[Application]:
+    """Serve applications by name. Raises MantaError if the cluster is silent."""
+    found: dict[str, Any] = get(cluster, "/api/serve/applications/")["applications"]
+    return [
+        Application(
+            name=name,
+            state=app["status"],
+            route_prefix=app["route_prefix"],
+            age_s=time.time() - app["last_deployed_time_s"],
+        )
+        for name, app in sorted(found.items())
+    ]
+
+
+def _countable(resources: dict[str, float]) -> dict[str, float]:
+    """Without the `node:…` markers, which Ray uses to place work and not to count."""
+    return {name: n for name, n in sorted(resources.items()) if not name.startswith("node:")}
+
+
 def is_up(url: str, token_path: str, timeout_s: float = 5) -> bool:
     """Whether a GET with the token gives 200 within `timeout_s`."""
     try:
@@ -65,13 +134,13 @@ def is_up(url: str, token_path: str, timeout_s: float = 5) -> bool:
 
 def _request(
     cluster: ClusterRecord, method: str, path: str, body: bytes | None, timeout_s: float
-) -> Any:
+) -> bytes:
     request = _authenticated(cluster.dashboard_url + path, cluster.token_path)
     request.method, request.data = method, body
     request.add_header("Content-Type", "application/json")
     try:
         with _OPENER.open(request, timeout=timeout_s) as answer:
-            text = answer.read()
+            return bytes(answer.read())
     except urllib.error.HTTPError as error:
         reason = error.read().decode(errors="replace").strip().splitlines()
         said = reason[-1] if reason else error.reason
@@ -81,6 +150,9 @@ def _request(
             f"cluster `{cluster.name}` does not answer at {cluster.dashboard_url} ({error})",
             "see `manta status`, or start afresh with `manta down` and `manta up`",
         ) from None
+
+
+def _json(text: bytes) -> Any:
     return json.loads(text) if text else None
 
 

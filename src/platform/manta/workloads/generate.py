@@ -30,8 +30,6 @@ CPU_ENVIRONMENT = {
 }
 SMALL_STAGE_CPUS = 0.1
 """Stages of a whole CPU each would leave none for the engine on a small cluster: a stall."""
-CONTENT_FREE = ("README.md", "evaluation.json")
-"""Files of a model folder that do not change what it writes."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,7 @@ def _version(config: GenerateConfig, prompts: Prompts, model: str) -> str:
 def _model_identity(reference: str, url: str) -> str:
     """Hash of a sealed model's weights and tokenizer; without a seal, of the folder's listing."""
     if "/" not in reference or storage.exists(storage.join(url, storage.SEAL)):
-        files = storage.read_seal(url, f"model `{reference}`")["files"]
-        return digest({name: mark for name, mark in files.items() if name not in CONTENT_FREE})
+        return layout.model_content(storage.read_seal(url, f"model `{reference}`"))
     if not storage.exists(storage.join(url, "config.json")):
         raise InputError(
             f"{url}: not a model folder (no config.json)", "give a model's name or URL"

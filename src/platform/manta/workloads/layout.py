@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from typing import Any
+
 from manta import storage
 from manta.errors import InputError
 
@@ -39,9 +43,15 @@ def runs(kind: str) -> str:
     return storage.join(storage.root(), kind)
 
 
-def model(name: str) -> str:
-    """Folder of an exported model, in Hugging Face's layout."""
-    return storage.join(storage.root(), "models", name)
+def model(name: str, root: str | None = None) -> str:
+    """Folder of an exported model, in Hugging Face's layout; `root` is this process's if None."""
+    return storage.join(root or storage.root(), "models", name)
+
+
+def model_content(seal: dict[str, Any]) -> str:
+    """Short hash of what a sealed model computes: its files, but for its card and scores."""
+    files = {k: v for k, v in seal["files"].items() if k not in ("README.md", "evaluation.json")}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def find_model(reference: str) -> str:
