@@ -12,7 +12,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError
 
-from manta.errors import MantaError
+from manta.errors import InputError, MantaError
 from manta.workloads import entry
 
 PROGRESS_INTERVAL_S = 10.0
@@ -51,9 +51,11 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except RayTaskError as error:
-        if isinstance(error.cause, MantaError):
-            raise error.cause from None
-        raise
+        cause = error.cause
+        if not isinstance(cause, MantaError):
+            raise
+        kind = InputError if isinstance(cause, InputError) else MantaError
+        raise kind(cause.what, cause.fix) from None  # anew: Ray adds lines to the message
     except RayError as error:
         raise MantaError(f"Ray: {str(error).strip().splitlines()[0]}") from error
 
