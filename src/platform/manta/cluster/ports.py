@@ -39,10 +39,17 @@ WELL_KNOWN = {"gcs": 6379, "dashboard": 8265, "serve": 8000}
 
 
 def choose(asked: dict[str, int | None], *, automatic: bool) -> Ports:
-    """Ports as asked for; the rest well known, or free ones when `automatic` or internal."""
+    """Ports as asked for; the rest well known, or free ones when `automatic` or internal.
+
+    Raises InputError if two of them are the same.
+    """
     fixed = {name: port for name, port in asked.items() if port is not None}
     if not automatic:
         fixed = WELL_KNOWN | fixed
+    twice = [name for name, port in fixed.items() if list(fixed.values()).count(port) > 1]
+    if twice:
+        options = " and ".join(f"--{name}-port" for name in sorted(twice))
+        raise InputError(f"port {fixed[twice[0]]} is wanted twice", f"give {options} ports apart")
     names = [field.name for field in fields(Ports) if field.name not in fixed]
     return Ports(**fixed, **dict(zip(names, _free(len(names), fixed.values()), strict=True)))
 
@@ -72,14 +79,8 @@ def holder(port: int) -> str:
 
 def require_free(ports: Ports) -> None:
     """Raise InputError for the first of the well-known ports that is taken."""
-    taken: dict[int, str] = {}
     for name in WELL_KNOWN:
         port = getattr(ports, name)
-        if port in taken:
-            raise InputError(
-                f"port {port} is asked for twice, by --{taken[port]}-port and --{name}-port"
-            )
-        taken[port] = name
         if not is_free(port):
             raise InputError(
                 f"port {port} ({name}) is held by {holder(port)}",
