@@ -314,7 +314,7 @@ def _fields(annotation: Any, loc: Path_) -> set[str]:
     """Field names of the models found by walking `loc` through a type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if not loc:
-            return set(annotation.model_fields)
+            return {field.alias or name for name, field in annotation.model_fields.items()}
         field = annotation.model_fields.get(str(loc[0]))
         return _fields(field.annotation, loc[1:]) if field else set()
     names: set[str] = set()

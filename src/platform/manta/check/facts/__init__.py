@@ -1,0 +1,1 @@
+"""What the clouds and libraries know by name: facts, no rules."""
