@@ -44,6 +44,7 @@ import sys
 from manta.spec import PrepareConfig
 from manta.workloads import entry, prepare, shards
 shards.TASK_FILES = int(sys.argv.pop(1))
+shards.SMALL_SHUFFLE_SHARDS = int(sys.argv.pop(1))
 prepare.SMALL_SHARD_BYTES = 40_000
 entry.run(PrepareConfig, prepare.prepare, "prepare")
 """
@@ -129,8 +130,8 @@ def job(environment: dict[str, str], tmp_path: Path):
     return run
 
 
-def small_tasks(files_a_task: int) -> list[str]:
-    return [sys.executable, "-c", SMALL_TASKS, str(files_a_task)]
+def small_tasks(files_a_task: int, small_shuffle_shards: int = 64) -> list[str]:
+    return [sys.executable, "-c", SMALL_TASKS, str(files_a_task), str(small_shuffle_shards)]
 
 
 def document(seed: int, num_words: int = 200) -> str:
@@ -226,11 +227,11 @@ def test_same_input_and_config_give_the_same_version_at_once_and_any_change_anot
     assert len({first, second, dataset(tmp_path / "store")}) == 3
 
 
-def test_output_is_the_same_byte_for_byte_whatever_the_parallelism(job, tmp_path):
+def test_output_is_the_same_byte_for_byte_whatever_the_parallelism_and_the_shuffle(job, tmp_path):
     glob = text_files(tmp_path / "in", 90)
     found = []
-    for files_a_task, root in ((1000, "one"), (4, "many")):
-        result = job(small_tasks(files_a_task), root=str(tmp_path / root), inputs=[glob], **SMALL)
+    for root, command in (("one", small_tasks(1000)), ("many", small_tasks(8, 0))):
+        result = job(command, root=str(tmp_path / root), inputs=[glob], **SMALL)
         assert result.code == 0, result.stderr
         found.append(hashes(dataset(tmp_path / root)))
     assert found[0] == found[1]

@@ -30,7 +30,7 @@ Fingerprint = dict[str, Any]
 """`sha256` and `size_bytes` of a file, as a seal holds them."""
 
 TASK_BYTES = 32 * 2**20
-TASK_FILES = 4096
+TASK_FILES = 1024
 BATCH_BYTES = 8 * 2**20
 SMALL_SHUFFLE_SHARDS = 64
 
@@ -163,12 +163,9 @@ def collect(
 def _choose_shuffle(num_shards: int) -> None:
     """Ray's default shuffle starts two more kinds of worker processes, seconds each, which pays
     only when there is much to move."""
-    strategy = ray.data.context.ShuffleStrategy
-    ray.data.DataContext.get_current().shuffle_strategy = (
-        strategy.SORT_SHUFFLE_PULL_BASED
-        if num_shards <= SMALL_SHUFFLE_SHARDS
-        else strategy.SHUFFLE_V2
-    )
+    if num_shards <= SMALL_SHUFFLE_SHARDS:
+        context = ray.data.DataContext.get_current()
+        context.shuffle_strategy = ray.data.context.ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
 
 
 def _read(
