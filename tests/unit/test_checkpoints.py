@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,23 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_what_differs() 
     old = checkpoints.Checkpoint("url", 1, 1, IDENTITY)
     with pytest.raises(InputError, match=r"model\.hidden_size was 4, now 8.*another name"):
         checkpoints.refuse_other(old, IDENTITY | {"model.hidden_size": 8}, "run", "url")
+
+
+def test_sweeping_leaves_what_ray_registered_and_the_newest_whole_one(tmp_path: Path) -> None:
+    module, optimizer = build()
+    folders = [save(tmp_path, number, module, optimizer) for number in range(1, 5)]
+    (folders[3] / ".metadata").unlink()
+    registry = {"checkpoint_results": [{"checkpoint_dir_name": folders[0].name}]}
+    (tmp_path / checkpoints.REGISTRY).write_text(json.dumps(registry))
+    checkpoints.sweep(str(tmp_path), kept=checkpoints.newest(str(tmp_path))[0])
+    assert [folder.exists() for folder in folders] == [True, False, True, False]
+
+
+def test_a_registry_that_names_a_missing_checkpoint_is_dropped(tmp_path: Path) -> None:
+    module, optimizer = build()
+    save(tmp_path, 1, module, optimizer)
+    registry = {"checkpoint_results": [{"checkpoint_dir_name": checkpoints.new_name(2)}]}
+    (tmp_path / checkpoints.REGISTRY).write_text(json.dumps(registry))
+    checkpoints.sweep(str(tmp_path), kept=checkpoints.newest(str(tmp_path))[0])
+    assert not (tmp_path / checkpoints.REGISTRY).exists()
+    assert checkpoints.newest(str(tmp_path))[0] is not None

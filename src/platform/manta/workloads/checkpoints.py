@@ -30,6 +30,7 @@ from manta.errors import InputError
 from manta.workloads import step as stepping
 
 NAME = re.compile(r"checkpoint_(\d{8})_[0-9a-f]{8}")
+REGISTRY = "checkpoint_manager_snapshot.json"  # Ray Train 2.60 writes it into the run's folder
 Identity = dict[str, Any]
 """Dotted name → value of what a checkpoint must share with the run that loads it."""
 
@@ -123,6 +124,32 @@ def verify(url: str) -> Checkpoint:
         for name, expected in manifest["files"].items():
             _compare(storage.join(url, name), expected)
     return Checkpoint(url, first["step"], first["num_workers"], first["identity"])
+
+
+def sweep(run_url: str, kept: Checkpoint | None = None) -> None:
+    """Delete checkpoints that are neither `kept` nor in Ray Train's registry.
+
+    Ray keeps to `num_checkpoints_kept` only among those it registered; a kill between upload and
+    registration leaves one more. If a registered one is gone, Ray could not start: the registry
+    is deleted, and `newest` still finds what is there.
+    """
+    registry = storage.join(run_url, REGISTRY)
+    found = names(run_url)
+    registered = _registered(registry)
+    if not registered <= set(found):
+        storage.delete(registry)
+        registered = set()
+    for name in found:
+        url = storage.join(run_url, name)
+        if name not in registered and (kept is None or url != kept.url):
+            storage.delete(url)
+
+
+def _registered(registry: str) -> set[str]:
+    if not storage.exists(registry):
+        return set()
+    results = storage.read_json(registry)["checkpoint_results"]
+    return {str(result["checkpoint_dir_name"]) for result in results}
 
 
 def refuse_other(checkpoint: Checkpoint, identity: Identity, name: str, run_url: str) -> None:

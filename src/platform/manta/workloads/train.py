@@ -12,6 +12,7 @@ from manta.errors import InputError, MantaError
 from manta.spec import ScalingConfig, TrainConfig
 from manta.workloads import checkpoints, history, layout, session
 from manta.workloads import job as jobs
+from manta.workloads.checkpoints import Checkpoint
 from manta.workloads.entry import progress
 from manta.workloads.job import Job
 
@@ -24,10 +25,11 @@ def train(config: TrainConfig) -> dict[str, str]:
         MantaError: training failed more often than `scaling.max_failures`.
     """
     job = jobs.prepare(with_tuned(config))
-    if is_finished(job):
+    checkpoint = _newest(job)
+    if checkpoint is not None and _is_finished(job, checkpoint):
         progress(f"run `{config.name}` is finished already; its model is as it was")
     else:
-        _fit(job)
+        _fit(job, checkpoint)
         _draw(job)
     return {
         "model": job.model_url,
@@ -52,18 +54,18 @@ def with_tuned(config: TrainConfig) -> TrainConfig:
     return jobs.override(config, best)
 
 
-def is_finished(job: Job) -> bool:
-    """Whether the run has its last checkpoint and its model.
-
-    Raises:
-        InputError: the run's newest checkpoint is of another configuration.
-    """
+def _newest(job: Job) -> Checkpoint | None:
+    """What the run goes on from. Raises InputError if it is of another configuration."""
     checkpoint, skipped = checkpoints.newest(job.run_url)
     for line in skipped:
         progress(f"warning: {line}")
-    if checkpoint is None:
-        return False
-    checkpoints.refuse_other(checkpoint, job.identity, job.config.name, job.run_url)
+    if checkpoint is not None:
+        checkpoints.refuse_other(checkpoint, job.identity, job.config.name, job.run_url)
+    return checkpoint
+
+
+def _is_finished(job: Job, checkpoint: Checkpoint) -> bool:
+    """Whether nothing is left to do: the last checkpoint, the curve and this config's model."""
     if checkpoint.step < job.config.num_steps or not storage.exists(_curve_url(job)):
         return False
     try:
@@ -97,17 +99,19 @@ def check_resources(scaling: ScalingConfig) -> None:
         )
 
 
-def _fit(job: Job) -> None:
+def _fit(job: Job, checkpoint: Checkpoint | None) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a report waits for it
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice
     session.connect()
     check_resources(job.config.scaling)
     from ray.train import TrainingFailedError
 
+    checkpoints.sweep(job.run_url, kept=checkpoint)
     try:
         _trainer(job).fit()
     except TrainingFailedError as error:
         raise explain(error) from error
+    checkpoints.sweep(job.run_url)
 
 
 def _trainer(job: Job) -> Any:
