@@ -1,0 +1,51 @@
+"""A small model folder, made in seconds: random weights, a real tokenizer, a real seal."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from manta import storage
+from manta.workloads import layout
+
+TEXT = ["def main(argument):\n    return argument\n", "import os\nclass Node:\n    pass\n"] * 20
+
+
+def write(root: str, name: str) -> str:
+    """Write model `name` under the storage root; returns its folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(fast),
+            hidden_size=256,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    url = layout.model(name, root)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        fast.save_pretrained(folder)
+        storage.upload(Path(folder), url, {"kind": "model", "dataset": {}, "config": {}})
+    return url
