@@ -97,6 +97,10 @@ def check_resources(scaling: ScalingConfig) -> None:
             f"{scaling.num_workers} workers of {each} do not fit the cluster, which has {has}",
             f"write scaling.num_workers: {max(room, 1)}, or give a worker less",
         )
+    free = ray.available_resources()
+    short = [key for key, n in wanted.items() if free.get(key, 0) < n * scaling.num_workers]
+    if short:
+        progress(f"waiting until enough {' and '.join(short)} of the cluster is free")
 
 
 def _fit(job: Job, checkpoint: Checkpoint | None) -> None:

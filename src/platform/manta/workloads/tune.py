@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import optuna
 import pandas as pd
 import yaml
 from ray import tune as raytune
@@ -91,6 +92,8 @@ def _claim(config: TuneConfig, job: Job, url: str) -> None:
 
 def _search(config: TuneConfig, job: Job, url: str) -> raytune.ResultGrid:
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")  # what a killed search loses at most
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else verbose=0 still draws tables
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     session.connect()
     train.check_resources(job.config.scaling)
     filesystem, path = storage.arrow_filesystem(url)
