@@ -61,7 +61,7 @@ def provider_unusual_key(file: File, project: Project) -> Iterable[Fault]:
 def head_type(file: File, project: Project) -> Iterator[Fault]:
     """Ray must know which node type is the head; it refuses the file otherwise."""
     cluster = spec(file)
-    if not cluster.available_node_types:
+    if not cluster.available_node_types or cluster.provider.type == "local":
         return
     if cluster.head_node_type is None:
         yield Fault(

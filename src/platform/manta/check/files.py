@@ -141,7 +141,7 @@ def _unknown_kind(document: Document) -> Finding:
     keys = ", ".join(list(document.value)[:5])
     return Finding(
         file=document.file,
-        line=1,
+        line=document.line(()),
         rule="unknown-kind",
         what=f"not a file that can be checked (its keys: {keys[:80] or 'none'})",
         fix="known are Ray cluster YAMLs, Serve configs, job and pipeline specs and their configs",

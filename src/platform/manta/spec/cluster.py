@@ -121,7 +121,8 @@ class ClusterSpec(_RaySpec):
     docker: Docker = Docker()
     available_node_types: dict[str, NodeType] | None = None
     """None: Ray's defaults for the provider (`ray/autoscaler/aws/defaults.yaml` …)."""
-    head_node_type: str | None = None
+    head_node_type: Annotated[str | None, BeforeValidator(lambda v: v or None)] = None
+    """Ray's on-prem examples write `{}` for none."""
     head_node: dict[str, Any] | None = None
     """Legacy; Ray drops it if it is empty and refuses it otherwise."""
     worker_nodes: dict[str, Any] | None = None

@@ -160,6 +160,7 @@ def _too_much(file: str, depth: int, line: int) -> InvalidSpec:
 
 
 _scalars = yaml.CSafeLoader("")
+_COLLECTIONS = {f"tag:yaml.org,2002:{tag}" for tag in ("map", "seq", "set", "omap", "pairs")}
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -188,6 +189,8 @@ class _Builder:
     def _value(self, node: yaml.Node, path: Path_) -> Any:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
+        if node.tag not in _COLLECTIONS:
+            raise self._broken(node, f"not valid YAML: no safe reader knows the tag {node.tag}")
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
         assert isinstance(node, yaml.MappingNode)
