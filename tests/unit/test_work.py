@@ -10,7 +10,7 @@ import pytest
 
 from manta.check import work
 from manta.errors import InvalidSpec
-from manta.plan.jobs import DeployPlan, JobPlan, plan_job, plan_run
+from manta.plan.jobs import DeployAction, JobPlan, plan_job, plan_run
 from manta.spec import JobSpec, PipelineSpec, Resources, Step
 
 STEP = "  - {{name: {name}, entrypoint: 'true', needs: [{needs}]}}\n"
@@ -75,7 +75,7 @@ def test_steps_run_in_the_order_of_their_needs_else_as_written(tmp_path: Path) -
     spec = PipelineSpec(name="p", steps=steps)
     plan = plan_run(spec, run_id="r", working_dir=tmp_path, run_url="/runs/r", environment={})
     assert [step.name for step in plan.steps] == ["first", "second", "late"]
-    assert plan.steps[1].action == DeployPlan(file="app.yaml")
+    assert plan.steps[1].action == DeployAction(file="app.yaml")
     first = plan.steps[0].action
     assert isinstance(first, JobPlan)
     assert first.submission_id == "r-first"

@@ -99,7 +99,8 @@ def _clients(target: ClusterRecord) -> Clients:
     from manta.serving import deploy
 
     return pipelines.Clients(
-        jobs=ray_api.connect(target), deploy=lambda file: deploy.apply(target, file, output.say)
+        jobs=ray_api.connect(target),
+        deploy=lambda file: deploy.apply(target, file, output.say).url,
     )
 
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from manta import storage
-from manta.errors import InputError
+from manta.errors import InputError, MantaError
 from manta.jobs import ray_api
-from manta.plan.jobs import DeployPlan, JobPlan, RunPlan, StepPlan
+from manta.plan.jobs import DeployAction, JobPlan, RunPlan, StepPlan
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -54,8 +54,8 @@ class Clients:
     """How steps reach the cluster."""
 
     jobs: JobSubmissionClient
-    deploy: Callable[[str], None]
-    """Applies a Serve config file and returns when it is healthy."""
+    deploy: Callable[[str], str]
+    """Applies a Serve config file and returns its URL when it is healthy."""
 
 
 def run_folder(run_id: str) -> str:
@@ -107,16 +107,9 @@ def begin(plan: RunPlan) -> None:
 
 
 def _run_step(step: StepPlan, clients: Clients, watcher: Watcher) -> StepResult:
+    if isinstance(step.action, DeployAction):
+        return _deploy(step.name, step.action, clients)
     started = time.monotonic()
-    if isinstance(step.action, DeployPlan):
-        clients.deploy(step.action.file)
-        return StepResult(
-            name=step.name,
-            status="SUCCEEDED",
-            submission_id=None,
-            duration_s=time.monotonic() - started,
-            artifacts={"serve config": step.action.file},
-        )
     job_plan = _next_attempt(clients.jobs, step.action)
     ray_api.submit(clients.jobs, job_plan)
     job = ray_api.follow(clients.jobs, job_plan.submission_id, watcher.log)
@@ -127,6 +120,23 @@ def _run_step(step: StepPlan, clients: Clients, watcher: Watcher) -> StepResult:
         duration_s=time.monotonic() - started,
         message=job.message if job.status != "SUCCEEDED" else "",
         artifacts=_artifacts(step) if job.status == "SUCCEEDED" else {},
+    )
+
+
+def _deploy(name: str, action: DeployAction, clients: Clients) -> StepResult:
+    started = time.monotonic()
+    status, message, artifacts = "SUCCEEDED", "", {}
+    try:
+        artifacts = {"endpoint": clients.deploy(action.file)}
+    except MantaError as error:
+        status, message = "FAILED", str(error)
+    return StepResult(
+        name=name,
+        status=status,
+        submission_id=None,
+        duration_s=time.monotonic() - started,
+        message=message,
+        artifacts=artifacts,
     )
 
 

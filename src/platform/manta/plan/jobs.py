@@ -35,7 +35,7 @@ class JobPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeployPlan:
+class DeployAction:
     """One Serve config to apply."""
 
     file: str
@@ -50,7 +50,7 @@ class StepPlan:
     """One step of a run; `report_url` is where its job writes what it made."""
 
     name: str
-    action: JobPlan | DeployPlan
+    action: JobPlan | DeployAction
     report_url: str
 
 
@@ -119,9 +119,9 @@ def in_order(steps: Sequence[Step]) -> list[Step]:
 
 def _action(
     step: Step, run_id: str, working_dir: Path, environment: dict[str, str], report_url: str
-) -> JobPlan | DeployPlan:
+) -> JobPlan | DeployAction:
     if step.deploy:
-        return DeployPlan(file=step.deploy)
+        return DeployAction(file=step.deploy)
     assert step.entrypoint
     return plan_job(
         step,
