@@ -22,6 +22,7 @@ COMMANDS = {
     "down": "Stop a cluster and everything that it started.",
     "status": "Show a cluster: nodes, resources, jobs, applications.",
     "env": "Print the variables under which plain ray and serve commands reach a cluster.",
+    "check": "Check cluster, Serve, job and pipeline files; nothing is started.",
     "doctor": "Check this machine: versions, ports, credentials, disk; say what to do.",
     "submit": "Submit one job: a spec, or a command.",
     "run": "Run a pipeline: jobs in the order of their needs.",
