@@ -64,7 +64,7 @@ def test_evaluation_weighs_every_row_once_and_changes_nothing(tokens: torch.Tens
     torch.manual_seed(0)
     trained = stepper(Bigram())
     before = copy.deepcopy(trained.module.state_dict())
-    total, count = trained.evaluate([tokens[:5], tokens[5:]])
+    total, count = trained.evaluate([tokens[:5], tokens[5:], tokens[:0]])
     assert count == 8
     assert total / count == pytest.approx(trained.module(tokens).item(), rel=1e-5)
     torch.testing.assert_close(trained.module.state_dict(), before)

@@ -163,12 +163,16 @@ class Stepper:
         return StepResult(loss=loss, grad_norm=grad_norm, learning_rate=learning_rate)
 
     def evaluate(self, batches: Iterable[torch.Tensor]) -> tuple[float, int]:
-        """Sum of the rows' losses and their number, over this worker's batches."""
+        """Sum of the rows' losses and their number, over this worker's batches.
+
+        An empty batch counts nothing, and runs all the same: sharded weights are gathered by all.
+        """
         module = unwrapped(self.module).eval()  # replicas need no gradient reducer here
         total, count = torch.zeros((), device=self.device), 0
         with torch.no_grad():
             for batch in batches:
-                total += self._loss(module, batch) * len(batch)
+                rows = batch if len(batch) else batch.new_zeros((1, batch.shape[1]))
+                total += self._loss(module, rows) * len(batch)
                 count += len(batch)
         return float(total), count
 

@@ -67,6 +67,8 @@ class _Worker:
         self.job, self.config = job, config
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # NCCL's object collectives go there
         self.dtype = stepping.resolve_dtype(config.precision, self.device)
         token_ids = export.token_ids(job.dataset_url)
         self.model = modeling.build(config.model, job.vocab_size, config.seed, token_ids)
