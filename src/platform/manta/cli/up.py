@@ -37,7 +37,7 @@ GIB = 2**30
     "--object-store-gib", type=click.FloatRange(0.1), help="[an eighth of memory, at most 2]"
 )
 @click.option(
-    "--timeout-s", type=click.FloatRange(1), default=120.0, show_default=True, help="To be ready."
+    "--timeout-s", type=click.FloatRange(1), default=180.0, show_default=True, help="To be ready."
 )
 @output.dry_run_option
 @output.json_option

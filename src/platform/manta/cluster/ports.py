@@ -30,8 +30,6 @@ class Ports:
     serve_grpc: int
     serve_fallback: int
     """HTTP port of the Python proxy behind HAProxy, used only when that is on."""
-    serve_replicas: int
-    """First of the ports that replicas take when HAProxy is on."""
 
 
 WELL_KNOWN = {"gcs": 6379, "dashboard": 8265, "serve": 8000}
