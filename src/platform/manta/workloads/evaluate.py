@@ -15,7 +15,7 @@ import ray
 from manta import storage
 from manta.errors import InputError, MantaError
 from manta.spec import EvaluateConfig
-from manta.workloads import bits, code, layout
+from manta.workloads import bits, code, layout, session
 from manta.workloads.card import model_card
 from manta.workloads.entry import progress
 
@@ -101,8 +101,7 @@ def score(
     """Score in Ray tasks of one GPU, or else one CPU, each."""
     import lzma  # noqa: F401  a Python built without it fails here, before the long part
 
-    if not ray.is_initialized():
-        ray.init()
+    session.connect()
     gpu = ray.cluster_resources().get("GPU", 0) >= 1
     num_slots = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))
     run = _score.options(num_gpus=1) if gpu else _score.options(num_cpus=1)
@@ -193,13 +192,8 @@ def _xz(data: bytes) -> int:
 
 
 def _result(reference: Any) -> Any:
-    """A task's result; our own errors come back as themselves, not as Ray's wrapper."""
-    try:
+    with session.plain_errors():
         return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, MantaError):
-            raise error.cause from None
-        raise
 
 
 @functools.cache

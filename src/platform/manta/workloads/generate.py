@@ -6,17 +6,19 @@ the same work goes on where it stopped, and other work under the same name is an
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from manta import storage
 from manta.errors import InputError, MantaError
 from manta.spec import GenerateConfig
-from manta.workloads import code, layout
+from manta.workloads import code, layout, session
 from manta.workloads.entry import progress
 from manta.workloads.prompts import Prompts, Row, Shard, cut, digest, read_prompts
 
@@ -100,8 +102,7 @@ def _complete(
     config: GenerateConfig, model_url: str, prompts: Prompts, missing: list[Shard], folder: str
 ) -> None:
     """Run the engine over the missing shards, writing each as soon as all its rows are there."""
-    if not ray.is_initialized():
-        ray.init()
+    session.connect()
     started = time.monotonic()
     tally = Tally()
     open_shards = {shard.start: shard for shard in missing}
@@ -148,8 +149,6 @@ def _answers(
         )
         for shard in missing
     ]
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # we print a line for each shard
     processor = build_processor(
         vLLMEngineProcessorConfig(**_engine(config, model_path, is_chat=prompts.is_chat)),
         preprocess=lambda row: {"sampling_params": config.sampling.model_dump()},
@@ -161,13 +160,28 @@ def _answers(
         preprocess_map_kwargs={"num_cpus": SMALL_STAGE_CPUS},
         postprocess_map_kwargs={"num_cpus": SMALL_STAGE_CPUS},
     )
-    for row in processor(ray.data.from_arrow(tables)).iter_rows():
-        yield Answer(
-            int(row["position"]),
-            row["generated_text"],
-            int(row["num_generated_tokens"]),
-            row["__inference_error__"],
-        )
+    with _engine_errors():
+        for row in processor(ray.data.from_arrow(tables)).iter_rows():
+            yield Answer(
+                int(row["position"]),
+                row["generated_text"],
+                int(row["num_generated_tokens"]),
+                row["__inference_error__"],
+            )
+
+
+@contextlib.contextmanager
+def _engine_errors() -> Iterator[None]:
+    """Ray's report of a failed engine goes into the log; its last line is what went wrong."""
+    try:
+        yield
+    except RayError as error:
+        report = str(error).strip()
+        progress(report)
+        raise MantaError(
+            f"the engine failed: {report.splitlines()[-1].strip()}",
+            "see its log above; finished shards are kept",
+        ) from error
 
 
 def _engine(config: GenerateConfig, model_path: str, *, is_chat: bool) -> dict[str, Any]:
