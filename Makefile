@@ -3,6 +3,7 @@
 .PHONY: help setup demo test check bench down lock clean
 SHELL := /bin/bash
 BIN := .venv/bin
+PIPELINE ?= configs/pipelines/quickstart$(shell nvidia-smi -L >/dev/null 2>&1 && echo -gpu).yaml
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 8
@@ -12,7 +13,7 @@ setup:  ## Make .venv with the pinned lock (reused while the lock is the same)
 
 demo: setup  ## Start a local cluster and run the whole quickstart: text in, an LLM over HTTP out
 	@$(BIN)/manta status >/dev/null 2>&1 || $(BIN)/manta up
-	@$(BIN)/manta run configs/pipelines/quickstart.yaml
+	@$(BIN)/manta run $(PIPELINE)
 	@echo; echo 'The cluster stays up. Look around: $(BIN)/manta status   End it: make down'
 
 test: setup  ## Run all tests: unit in seconds, integration on real Ray and real vLLM
