@@ -358,6 +358,13 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(job, tmp_path):
     assert_one_line(result, "No space left on device", "free some space and run the step again")
 
 
+def test_a_cluster_that_does_not_answer_is_said_at_once(environment, job, tmp_path, monkeypatch):
+    monkeypatch.setitem(environment, "RAY_ADDRESS", "127.0.0.1:1")
+    result = job(inputs=[text_files(tmp_path / "in", 3)], **SMALL)
+    assert result.code == 1
+    assert_one_line(result, "no Ray cluster answers (127.0.0.1:1: Connection refused)", "manta up")
+
+
 def assert_one_line(result: Run, *parts: str) -> None:
     assert result.stderr.startswith("error: "), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from manta.errors import InputError, MantaError
 from manta.workloads import entry
 
+CONNECT_TIMEOUT_S = 10.0
 PROGRESS_INTERVAL_S = 10.0
 
 
@@ -23,15 +26,30 @@ def connect() -> None:
 
     Raises MantaError if the named cluster does not answer.
     """
+    _check_address(os.environ.get("RAY_ADDRESS", ""))
     try:
         if not ray.is_initialized():
             ray.init(logging_level=logging.WARNING)
     except (ConnectionError, RayError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise MantaError(
-            f"no Ray cluster answers ({reason})", "start one with `manta up`, or unset RAY_ADDRESS"
-        ) from None
+        raise _no_cluster(str(error).strip().splitlines()[0]) from None
     _quiet_data()
+
+
+def _check_address(address: str) -> None:
+    """Ray itself tries for minutes to reach an address where nothing listens."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:  # `auto`, `local`, `ray://…`, or none
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise _no_cluster(f"{address}: {error.strerror or error}") from None
+
+
+def _no_cluster(reason: str) -> MantaError:
+    return MantaError(
+        f"no Ray cluster answers ({reason})", "start one with `manta up`, or unset RAY_ADDRESS"
+    )
 
 
 def _quiet_data() -> None:
