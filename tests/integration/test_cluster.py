@@ -22,6 +22,8 @@ from manta.cluster.record import ClusterRecord
 BIN = Path(sys.executable).parent
 JOB = "import os, ray; ray.init(); print('job in', os.environ['MANTA_CLUSTER_ID'])"
 
+pytestmark = pytest.mark.timeout(600)  # seconds; two cores shared with others may take their time
+
 
 class Machine:
     """A home of its own, from which `manta` and plain `ray` commands are run."""
@@ -32,7 +34,7 @@ class Machine:
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(names)}
         self.environment |= {"HOME": str(self.home), "TMPDIR": str(self.home)}
 
-    def run(self, *words, timeout_s=180, **environment):
+    def run(self, *words, timeout_s=240, **environment):
         return subprocess.run(
             [str(BIN / words[0]), *words[1:]],
             env=self.environment | environment,
