@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).parents[1]
 CONFIG = REPOSITORY / "configs" / "prepare.yaml"
 HOLD_CLUSTER = """
 import ray, sys
-ray.init(include_dashboard=False, log_to_driver=False)
+ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 print("address", ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
