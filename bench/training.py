@@ -249,10 +249,10 @@ def finish(job: Any, model: Any, stepper: Any, times: list[float], config_file: 
     import torch
     import torch.distributed as dist
 
-    from manta.workloads import checkpoints, export
+    from manta.workloads import export, state
 
     with tempfile.TemporaryDirectory(prefix="m-") as folder:
-        checkpoints.write(Path(folder), stepper.module, stepper.optimizer, NUM_STEPS, job.identity)
+        state.write(Path(folder), stepper.module, stepper.optimizer, NUM_STEPS, job.identity)
     if dist.get_rank() == 0:
         weights = {name: value.cpu() for name, value in model.state_dict().items()}
         export.export(

@@ -11,7 +11,7 @@ from torch import nn
 
 from manta.errors import InputError
 from manta.spec import OptimizerConfig
-from manta.workloads import checkpoints, step
+from manta.workloads import checkpoints, state, step
 
 IDENTITY = {"model.hidden_size": 4, "seed": 0}
 
@@ -30,7 +30,7 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def save(run: Path, number: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
     folder = run / checkpoints.new_name(number)
     folder.mkdir(parents=True)
-    checkpoints.write(folder, module, optimizer, number, IDENTITY)
+    state.write(folder, module, optimizer, number, IDENTITY)
     return folder
 
 
@@ -44,7 +44,7 @@ def test_training_goes_on_from_a_checkpoint_exactly_as_it_would_have(tmp_path: P
     found, skipped = checkpoints.newest(str(tmp_path))
     assert found is not None
     assert (found.step, skipped) == (1, [])
-    checkpoints.restore(found, other, other_optimizer)
+    state.restore(found, other, other_optimizer)
     train(other, other_optimizer)  # draws the same random batch
     torch.testing.assert_close(other.state_dict(), module.state_dict(), rtol=0, atol=0)
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from manta import storage
 from manta.errors import InputError
 from manta.spec import TrainConfig
 from manta.workloads import blocks, code, layout
 from manta.workloads.blocks import Blocks
-
-Identity = dict[str, Any]
+from manta.workloads.checkpoints import Identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +91,18 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     content = config.model_dump()
     for key, value in values.items():
         *parents, last = key.split(".")
-        target = content
+        target: Any = content
         for parent in parents:
-            target = target.get(parent, {})
-        if last not in target:
+            target = target.get(parent) if isinstance(target, dict) else None
+        if not isinstance(target, dict) or last not in target:
             raise InputError(f"`{key}` is no key of a training config", "e.g. optimizer.beta2")
         target[last] = value
     try:
         return TrainConfig.model_validate(content)
-    except ValueError as error:
-        raise InputError(f"{dict(values)} does not fit the config: {error}") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise InputError(f"`{where}` cannot be {fault['input']!r}: {fault['msg']}") from None
 
 
 def absolute(url: str) -> str:

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from manta import storage
 from manta.errors import MantaError
-from manta.workloads import blocks, checkpoints, export, history, ingest, peak
+from manta.workloads import blocks, checkpoints, export, history, ingest, peak, state
 from manta.workloads import model as modeling
 from manta.workloads import step as stepping
 from manta.workloads.history import Record
@@ -94,7 +94,7 @@ class _Worker:
         if checkpoint is None:
             self._say(f"starting at step 0 of {self.config.num_steps}")
             return 0
-        checkpoints.restore(checkpoint, self.stepper.module, self.stepper.optimizer)
+        state.restore(checkpoint, self.stepper.module, self.stepper.optimizer)
         self.records = history.load(self.job.run_url, checkpoint.step)
         self._say(f"going on from step {checkpoint.step} of {self.config.num_steps}")
         return checkpoint.step
@@ -221,7 +221,7 @@ class _Worker:
 
     def _write_checkpoint(self, folder: Path, done: int) -> None:
         try:
-            checkpoints.write(
+            state.write(
                 folder, self.stepper.module, self.stepper.optimizer, done, self.job.identity
             )
         except Exception as error:  # torch wraps a full disk in errors of several types
