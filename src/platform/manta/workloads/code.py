@@ -8,13 +8,19 @@ from pathlib import Path
 
 import manta
 
+HERE = Path(__file__).parent
+
 
 @functools.cache
-def version() -> str:
-    """Manta's version and a hash of the modules that shape artifacts: `0.1.0+3f2a…`."""
-    package = Path(manta.__file__).parent
+def version(*modules: str) -> str:
+    """Manta's version and a hash of code: `0.1.0+3f2a…`.
+
+    Args:
+        modules: of `workloads/`, by name; none means all of them, and the specs they read.
+    """
+    files = [HERE / f"{name}.py" for name in modules]
+    files = files or [*HERE.glob("*.py"), *HERE.with_name("spec").glob("*.py")]
     digest = hashlib.sha256()
-    for folder in ("spec", "workloads"):
-        for file in sorted((package / folder).glob("*.py")):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return f"{manta.__version__}+{digest.hexdigest()[:12]}"

@@ -32,6 +32,10 @@ COMPRESSION_RATIO = 4
 """Text bytes taken for one byte of a compressed file."""
 
 
+SHAPING = ("text", "tokenizer", "packing", "shards", "prepare")
+"""Modules that decide a dataset's content; a change elsewhere leaves its version alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Build:
     """A dataset in the making."""
@@ -106,7 +110,7 @@ def version_of(
 ) -> str:
     """Hash of the inputs' content, the parameters (not the name) and the code."""
     identity = {
-        "code": code.version(),
+        "code": code.version(*SHAPING),
         "inputs": sorted(content["sha256"] for content in inputs.values()),
         "parameters": config.model_dump(mode="json", exclude={"name"}),
         "tokenizer": {
@@ -265,7 +269,7 @@ def _finish(build: Build, collected: Sequence[Collected], packed: Packed, vocab_
     }
     manifest = {
         "version": build.version,
-        "code_version": code.version(),
+        "code_version": code.version(*SHAPING),
         "parameters": build.config.model_dump(mode="json", exclude={"name"}),
         "sequence_length": build.config.sequence_length,
         "vocab_size": vocab_size,
