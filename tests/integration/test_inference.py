@@ -17,9 +17,10 @@ import pytest
 import tiny_model
 import yaml
 
-pytestmark = pytest.mark.timeout(
-    900
-)  # vLLM starts in 20 s on an idle machine, minutes on a busy one
+from manta.cluster.record import ClusterRecord
+
+# vLLM starts in half a minute on an idle machine, and in minutes on a busy one.
+pytestmark = pytest.mark.timeout(900)
 
 REPOSITORY = Path(__file__).parents[2]
 PYTHON = sys.executable
@@ -74,23 +75,18 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     (folder / "hello.py").write_text(HELLO)
     tiny_model.write(str(folder / "storage"), "tiny")
     up = subprocess.run(
-        [MANTA, "up", "--ports", "auto", "--json"],
+        [MANTA, "up", "--ports", "auto", "--timeout-s", "300", "--json"],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=400,
     )
     assert up.returncode == 0, up.stderr
     try:
         record = json.loads(up.stdout)
-        client = {
-            "RAY_ADDRESS": record["gcs_address"],
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": record["token_path"],
-            "RAY_DASHBOARD_ADDRESS": record["dashboard_url"],
-            "MANTA_SERVE_URL": record["serve_url"],
-        }
+        client = ClusterRecord(**record).client_environment()
+        client["MANTA_SERVE_URL"] = record["serve_url"]
         yield Lab(folder, folder / "storage", environment | client, record)
     finally:
         subprocess.run([MANTA, "down", "--yes"], env=environment, check=False, timeout=120)

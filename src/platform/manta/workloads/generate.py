@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
@@ -21,6 +21,9 @@ from manta.spec import GenerateConfig
 from manta.workloads import code, layout, session
 from manta.workloads.entry import progress
 from manta.workloads.prompts import Prompts, Row, Shard, cut, digest, read_prompts
+
+if TYPE_CHECKING:
+    from ray.data.llm import Processor
 
 CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; the default takes much of the machine's memory
@@ -108,7 +111,7 @@ def _complete(
     open_shards = {shard.start: shard for shard in missing}
     answers: dict[int, list[Answer]] = {shard.start: [] for shard in missing}
     progress("starting the engine")
-    for answer in _answers(config, _local_model(model_url), prompts, missing):
+    for answer in _answers(config, model_url, prompts, missing):
         tally.num_rows += 1
         tally.num_tokens += answer.num_generated_tokens
         if answer.error:
@@ -133,11 +136,10 @@ def _complete(
 
 
 def _answers(
-    config: GenerateConfig, model_path: str, prompts: Prompts, missing: Sequence[Shard]
+    config: GenerateConfig, model_url: str, prompts: Prompts, missing: Sequence[Shard]
 ) -> Iterator[Answer]:
     """Feed the shards to the engine; answers come in any order."""
     import pyarrow as pa
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     key = "messages" if prompts.is_chat else "prompt"
     tables = [
@@ -149,8 +151,24 @@ def _answers(
         )
         for shard in missing
     ]
+    processor = _processor(config, model_url, is_chat=prompts.is_chat)
+    with _engine_errors():
+        for row in processor(ray.data.from_arrow(tables)).iter_rows():
+            yield Answer(
+                int(row["position"]),
+                row["generated_text"],
+                int(row["num_generated_tokens"]),
+                row["__inference_error__"],
+            )
+
+
+def _processor(config: GenerateConfig, model_url: str, *, is_chat: bool) -> Processor:
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    from manta.workloads.engine import StorageEngine
+
     processor = build_processor(
-        vLLMEngineProcessorConfig(**_engine(config, model_path, is_chat=prompts.is_chat)),
+        vLLMEngineProcessorConfig(**_engine(config, _local_model(model_url), is_chat=is_chat)),
         preprocess=lambda row: {"sampling_params": config.sampling.model_dump()},
         postprocess=lambda row: {
             "position": row["position"],
@@ -160,14 +178,10 @@ def _answers(
         preprocess_map_kwargs={"num_cpus": SMALL_STAGE_CPUS},
         postprocess_map_kwargs={"num_cpus": SMALL_STAGE_CPUS},
     )
-    with _engine_errors():
-        for row in processor(ray.data.from_arrow(tables)).iter_rows():
-            yield Answer(
-                int(row["position"]),
-                row["generated_text"],
-                int(row["num_generated_tokens"]),
-                row["__inference_error__"],
-            )
+    stage = processor.get_stage_by_name("vLLMEngineStage")
+    stage.fn = StorageEngine
+    stage.fn_constructor_kwargs["model_url"] = model_url
+    return processor
 
 
 @contextlib.contextmanager
@@ -207,26 +221,9 @@ def _engine(config: GenerateConfig, model_path: str, *, is_chat: bool) -> dict[s
 
 
 def _local_model(url: str) -> str:
-    """A verified copy of the model on every node of now; local storage is used in place."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+    """The model on this node; each engine gets a verified copy of its own, see StorageEngine."""
     if not storage.exists(storage.join(url, storage.SEAL)):
         return url
-    if not storage.is_local(url):
-        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        fetch = ray.remote(num_cpus=0)(_fetch)
-        ray.get(
-            [
-                fetch.options(
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-                ).remote(url)
-                for node in nodes
-            ]
-        )
-    return _fetch(url)
-
-
-def _fetch(url: str) -> str:
     return str(storage.cached_copy(url, f"model {url}"))
 
 
