@@ -158,16 +158,14 @@ def _catalog() -> Catalog:
 
 def _in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Without repeats, by file as first seen, then line; a flood from one file is cut."""
-    unique = list(dict.fromkeys(findings))
-    order = {name: i for i, name in enumerate(dict.fromkeys(f.file for f in unique))}
-    unique.sort(key=lambda f: (order[f.file], f.line or 0, _SEVERITIES.index(f.severity)))
-    kept: list[Finding] = []
-    counts: dict[str, int] = dict.fromkeys(order, 0)
-    for finding in unique:
-        counts[finding.file] += 1
-        if counts[finding.file] <= MAX_FINDINGS_PER_FILE:
-            kept.append(finding)
-    return tuple(kept)
+    by_file: dict[str, list[Finding]] = {}
+    for finding in dict.fromkeys(findings):
+        by_file.setdefault(finding.file, []).append(finding)
+    ordered: list[Finding] = []
+    for faults in by_file.values():
+        faults.sort(key=lambda finding: _SEVERITIES.index(finding.severity))  # errors are kept
+        ordered += sorted(faults[:MAX_FINDINGS_PER_FILE], key=lambda finding: finding.line or 0)
+    return tuple(ordered)
 
 
 def project_files(root: Path) -> tuple[str, ...]:

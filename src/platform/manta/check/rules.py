@@ -89,11 +89,15 @@ class Rule:
             yield Finding(
                 file=fault.file or file.name,
                 line=fault.line or (None if fault.file else file.document.line(fault.path)),
-                what=fault.what,
-                fix=fault.fix,
+                what=_short(fault.what),
+                fix=_short(fault.fix),
                 rule=self.id,
                 severity=self.severity,
             )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 400 else text[:399] + "…"
 
 
 RULES: dict[str, Rule] = {}

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from manta.errors import Finding, InputError, InvalidSpec
 
 MAX_SPEC_BYTES = 4 * 2**20
-MAX_NODES = 100_000  # an alias bomb of 1 kB can name billions of nodes
+MAX_NODES = 60_000  # an alias bomb of 1 kB can name billions of nodes
 MAX_DEPTH = 100
 MAX_FAULTS = 100  # of one file; more help nobody and take time to word
 
@@ -99,6 +99,8 @@ def validate(document: Document, model: type[Model]) -> Model:
         return model.model_validate(document.value)
     except ValidationError as error:
         faults = error.errors(include_url=False)
+        faults.sort(key=lambda fault: fault["type"] == "extra_forbidden")  # a flood goes last
+        faults = faults[:MAX_FAULTS]
         raise InvalidSpec(
             _finding(document, model, fault) for fault in faults if not _follows(fault, faults)
         ) from None
@@ -276,7 +278,7 @@ def _set(document: Document, override: str) -> None:
 
 def _finding(document: Document, model: type[BaseModel], fault: Any) -> Finding:
     loc: Path_ = tuple(fault["loc"])
-    key = ".".join(map(str, loc))
+    key = _short(".".join(map(str, loc)), 200)
     line = document.line(loc)
     if fault["type"] == "extra_forbidden":
         return Finding(
@@ -298,16 +300,19 @@ def _finding(document: Document, model: type[BaseModel], fault: Any) -> Finding:
         what, _, fix = str(fault["ctx"]["error"]).partition("; ")
         what = f"`{key}`: {what}" if key else what
         return Finding(file=document.file, line=line, what=what, fix=fix, rule="wrong-value")
-    given = repr(fault["input"])
-    given = given if len(given) <= 60 else given[:57] + "…"
+    given = _short(repr(fault["input"]), 60)
     message = fault["msg"][0].lower() + fault["msg"][1:]
     what = f"`{key}` is {given}"
     return Finding(file=document.file, line=line, what=what, fix=message, rule="wrong-value")
 
 
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def _nearest(model: type[BaseModel], loc: Path_) -> str:
     fields = sorted(_fields(model, loc[:-1]))
-    close = difflib.get_close_matches(str(loc[-1]), fields, n=1)
+    close = difflib.get_close_matches(str(loc[-1])[:64], fields, n=1)
     if close:
         return f"did you mean `{close[0]}`?"
     return f"known keys: {', '.join(fields)}" if fields else "remove it"

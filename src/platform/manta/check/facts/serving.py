@@ -99,15 +99,14 @@ LLM_KEYS = {
 
 VLLM_ENGINE_KEYS = _names(
     """
-    _api_process_count _api_process_rank additional_config aggregate_engine_logging
-    all2all_backend allow_deprecated_quantization allowed_local_media_path
-    allowed_media_domains async_scheduling attention_backend attention_config block_size
-    code_revision collect_detailed_traces compilation_config config_format convert
-    cp_kv_cache_interleave_size cpu_distributed_timeout_seconds cpu_offload_gb
-    cpu_offload_params cudagraph_capture_sizes cudagraph_metrics data_parallel_address
-    data_parallel_backend data_parallel_external_lb data_parallel_hybrid_lb
-    data_parallel_multi_port_external_lb data_parallel_rank data_parallel_rpc_port
-    data_parallel_size data_parallel_size_local data_parallel_start_rank
+    additional_config aggregate_engine_logging all2all_backend allow_deprecated_quantization
+    allowed_local_media_path allowed_media_domains async_scheduling attention_backend
+    attention_config block_size code_revision collect_detailed_traces compilation_config
+    config_format convert cp_kv_cache_interleave_size cpu_distributed_timeout_seconds
+    cpu_offload_gb cpu_offload_params cudagraph_capture_sizes cudagraph_metrics
+    data_parallel_address data_parallel_backend data_parallel_external_lb
+    data_parallel_hybrid_lb data_parallel_multi_port_external_lb data_parallel_rank
+    data_parallel_rpc_port data_parallel_size data_parallel_size_local data_parallel_start_rank
     dbo_decode_token_threshold dbo_prefill_token_threshold dcp_comm_backend
     dcp_kv_cache_interleave_size dcp_q_replicate decode_context_parallel_size default_mm_loras
     device_ids diffusion_config disable_cascade_attn disable_chunked_mm_input
