@@ -6,6 +6,7 @@ validated against them, unknown fields refused.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+@functools.cache
 def rendered(name: str, kind: str = "RayCluster") -> Rendered:
     catalog = load_catalog()
     cluster = read_cluster(f"cluster/{name}.yaml", catalog)

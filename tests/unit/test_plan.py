@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from manta.cli.main import main
+from manta.cluster.price_lists import parse_aws, parse_azure, price_file
 from manta.errors import InputError, InvalidSpec
 from manta.plan.clusters import Cluster, NodeType, read_cluster
 from manta.plan.compare import cheapest_first
@@ -16,7 +17,6 @@ from manta.plan.demand import Demand, demand_of_app, demand_of_job, parse_demand
 from manta.plan.explain import advise
 from manta.plan.nodes import Plan, plan_cluster
 from manta.plan.price import quote
-from manta.plan.refresh import parse_aws, parse_azure, price_file
 from manta.spec.catalog import Catalog, load_catalog
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ def command() -> None:
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
 def refresh(cloud: str, region: str, out: Path) -> None:
     """Fetch the list prices of the machines in the catalogue and write a price file."""
-    from manta.plan.refresh import refreshed_file
+    from manta.cluster.price_lists import refreshed_file
     from manta.spec.catalog import load_catalog
 
     names = load_catalog().names(cloud)

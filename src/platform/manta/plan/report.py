@@ -28,6 +28,8 @@ def remarks(plan: Plan) -> Iterator[str]:
         yield _advice(advice)
     for note in plan.notes:
         yield f"Note: {note}"
+    for source in plan.energy.sources if plan.energy else ():
+        yield f"Source of {' '.join(source.split())}"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

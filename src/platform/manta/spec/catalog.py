@@ -201,12 +201,11 @@ class _Priced(Spec):
             raise ValueError("idle_watts and full_watts go together; give both or neither")
         return self
 
-    def power(self, previous: Power | None) -> Power | None:
+    def power(self, previous: Power | None, sources: Mapping[str, str]) -> Power | None:
         if self.idle_watts is None or self.full_watts is None:
             return previous
-        return Power(
-            idle_watts=self.idle_watts, full_watts=self.full_watts, source=self.power_source
-        )
+        source = sources.get(self.power_source, self.power_source)
+        return Power(idle_watts=self.idle_watts, full_watts=self.full_watts, source=source)
 
     def prices(self, previous: Mapping[str, Price]) -> Mapping[str, Price]:
         merged = dict(previous)
@@ -260,10 +259,11 @@ def _overlay(catalog: Catalog, file: _PriceFile) -> Catalog:
             name=name,
             accelerator=gpu.accelerator,
             prices=gpu.prices(before.prices if before else {}),
-            power=gpu.power(before.power if before else None),
+            power=gpu.power(before.power if before else None, file.sources),
         )
     for name, region in file.regions.items():
-        regions[file.cloud, name] = Region(cloud=file.cloud, name=name, **region.model_dump())
+        known = {**region.model_dump(), "source": file.sources.get(region.source, region.source)}
+        regions[file.cloud, name] = Region(cloud=file.cloud, name=name, **known)
     if file.pue:
         pue[file.cloud] = (file.pue.value, file.pue.source)
     return Catalog(
@@ -293,7 +293,7 @@ def _instance_type(
         num_tpus=entry.num_tpus or before.num_tpus,
         accelerator=entry.accelerator or before.accelerator,
         prices=entry.prices(before.prices),
-        power=entry.power(before.power),
+        power=entry.power(before.power, file.sources),
         owned=Ownership(**entry.owned.model_dump()) if entry.owned else before.owned,
-        source=entry.price_source or before.source,
+        source=file.sources.get(entry.price_source, entry.price_source) or before.source,
     )
