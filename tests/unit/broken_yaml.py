@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,11 +33,16 @@ _ODD_VALUES: tuple[Any, ...] = (
 
 def mutated(seeds: Seeds, rng: random.Random) -> bytes:
     """A good file in which some values are of another type."""
-    value = yaml.safe_load(yaml.safe_dump(rng.choice(seeds)))
+    value = copy.deepcopy(rng.choice(seeds))
     for _ in range(rng.randint(1, 4)):
         parent, key = _somewhere(value, rng)
         parent[key] = rng.choice(_ODD_VALUES)
-    return yaml.safe_dump(value, allow_unicode=True).encode()
+    return _dump(value).encode()
+
+
+def _dump(value: Any) -> str:
+    text: str = yaml.dump(value, Dumper=yaml.CSafeDumper, allow_unicode=True)
+    return text
 
 
 def _somewhere(value: Any, rng: random.Random) -> tuple[Any, Any]:
@@ -50,13 +56,13 @@ def _somewhere(value: Any, rng: random.Random) -> tuple[Any, Any]:
 
 def cut(seeds: Seeds, rng: random.Random) -> bytes:
     """A file that ends inside a quoted string."""
-    text = yaml.safe_dump(rng.choice(seeds))
+    text = _dump(rng.choice(seeds))
     return f'{text[: rng.randrange(len(text))]}\n"cut'.encode()
 
 
 def noisy(seeds: Seeds, rng: random.Random) -> bytes:
     """A file with flipped bytes, of which one is never UTF-8."""
-    data = bytearray(yaml.safe_dump(rng.choice(seeds)).encode())
+    data = bytearray(_dump(rng.choice(seeds)).encode())
     for _ in range(rng.randint(1, 20)):
         data[rng.randrange(len(data))] = rng.randrange(256)
     return bytes(data) + b"\xff"
@@ -64,7 +70,7 @@ def noisy(seeds: Seeds, rng: random.Random) -> bytes:
 
 def encoded(seeds: Seeds, rng: random.Random) -> bytes:
     """A file in another encoding."""
-    text = "# Größe: ∞\n" + yaml.safe_dump(rng.choice(seeds))
+    text = "# Größe: ∞\n" + _dump(rng.choice(seeds))
     return text.encode(rng.choice(("utf-16", "utf-16-be", "utf-32", "latin-1")), errors="replace")
 
 
@@ -118,7 +124,7 @@ _ODD_SCALARS = (
 Maker = Callable[[Seeds, random.Random], bytes]
 QUICK: tuple[Maker, ...] = (cut, noisy, encoded, nested, scalars)
 HEAVY: tuple[Maker, ...] = (bomb, flooded)
-"""Read up to a limit before they are refused, which takes a while: one in ten."""
+"""Read up to a limit before they are refused, which takes a while: one in 25."""
 
 
 def generate(seeds: Seeds, count: int, seed: int) -> Iterator[tuple[str, bytes, bool]]:
@@ -128,5 +134,5 @@ def generate(seeds: Seeds, count: int, seed: int) -> Iterator[tuple[str, bytes, 
         if i % 2:
             yield "mutated", mutated(seeds, rng), False
         else:
-            make = rng.choice(HEAVY if i % 10 == 0 else QUICK)
+            make = rng.choice(HEAVY if i % 50 == 0 else QUICK)
             yield make.__name__, make(seeds, rng), True
