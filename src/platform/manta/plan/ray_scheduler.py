@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,27 +191,13 @@ def _watched(final: list[Any], remember: bool) -> Iterator[None]:
     quiet.setLevel(logging.ERROR)
     cls._enforce_idle_termination = staticmethod(note)
     if remember:
-        memo = Memo(best.__func__, _is_fresh, _limit)
+        memo = Memo(best.__func__, _is_fresh)
         cls._sched_best_node = staticmethod(memo.best_node)
     try:
         yield
     finally:
         cls._sched_best_node, cls._enforce_idle_termination = best, idle
         quiet.setLevel(level)
-
-
-def _limit(node: Any, request: Any) -> float:
-    """Two over the copies of `request` that an empty node holds (one for rounding); 0 if none."""
-    limit = math.inf
-    for name, quantity in request.resources_bundle.items():
-        if quantity <= 0:
-            continue
-        implicit = 1.0 if name.startswith(ray_v2.IMPLICIT_RESOURCE_PREFIX) else 0.0
-        available = node.total_resources.get(name, implicit)
-        if quantity > available:
-            return 0
-        limit = min(limit, math.floor(available / quantity) + 2)
-    return limit
 
 
 def _is_fresh(node: Any) -> bool:

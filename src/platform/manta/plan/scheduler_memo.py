@@ -17,18 +17,14 @@ from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from typing import Any
 
-Limit = Callable[[Any, Any], float]
-"""(node, request) → at least one more than the copies that an empty node holds; 0 if none fits."""
-
 
 class Memo:
     """`ResourceDemandScheduler._sched_best_node`, asking Ray once for each thing that matters."""
 
-    def __init__(self, simulate: Any, is_fresh: Callable[[Any], bool], limit: Limit) -> None:
+    def __init__(self, simulate: Any, is_fresh: Callable[[Any], bool]) -> None:
         """`simulate` is Ray's own function, for nodes that are not fresh."""
-        self._simulate, self._is_fresh, self._limit = simulate, is_fresh, limit
+        self._simulate, self._is_fresh = simulate, is_fresh
         self._pool = _Pool([], is_fresh)
-        self._limits: dict[tuple[Hashable, bytes], float] = {}
         self._outcomes: dict[tuple[Hashable, ...], _Outcome] = {}
         self._current: dict[Hashable, _Outcome] = {}
         self._winners: _Winners | None = None
@@ -87,30 +83,15 @@ class Memo:
         return self._winners
 
     def _try(self, runs: _Runs, shape: Hashable, node: Any, source: Any) -> _Outcome:
-        """Let Ray fill a fresh node, offering it of each run no more than could ever fit."""
-        offered = tuple(
-            int(min(n, self._limit_of(shape, node, key, request)))
-            for (key, request), n in zip(runs.shapes, runs.counts, strict=True)
-        )
-        state = (source, shape, tuple(key for key, _ in runs.shapes), offered)
+        """Let Ray fill a fresh node."""
+        state = (source, shape, tuple(runs.keys.values()), runs.counts)
         if state not in self._outcomes:
-            offers = [
-                (key, request)
-                for (key, request), n in zip(runs.shapes, offered, strict=True)
-                for _ in range(n)
-            ]
-            keys = {id(request): key for key, request in offers}
             trial = _clone(node)
-            left, score = trial.try_schedule([request for _, request in offers], source, keys)
-            taken = _taken(runs, offered, Counter(keys[id(request)] for request in left))
-            self._outcomes[state] = _Outcome.of(trial, score, offered, taken)
+            taken = [0] * len(runs.shapes)
+            offers = _offers(runs, trial.sched_requests[source], taken)
+            _, score = trial.try_schedule(offers, source, runs.keys)
+            self._outcomes[state] = _Outcome.of(trial, score, runs.counts, tuple(taken))
         return self._outcomes[state]
-
-    def _limit_of(self, shape: Hashable, node: Any, key: bytes, request: Any) -> float:
-        known = self._limits.get((shape, key))
-        if known is None:
-            known = self._limits[shape, key] = self._limit(node, request)
-        return known
 
 
 _Kind = tuple[Hashable, int]
@@ -136,28 +117,32 @@ class _Request:
 class _Runs:
     """Requests in Ray's order, equal neighbours counted instead of repeated."""
 
-    shapes: tuple[tuple[bytes, _Request], ...]
+    shapes: tuple[_Request, ...]
     counts: tuple[int, ...]
+    keys: Mapping[int, bytes]
+    """id of a shape → what tells it from others, in the order of `shapes`."""
 
     @classmethod
     def of(cls, requests: Sequence[Any], keys: Mapping[int, bytes]) -> _Runs:
-        shapes, counts = [], []
+        """Ray's list, with Ray's own keys."""
+        shapes, counts, own_keys = [], [], {}
         for key, group in itertools.groupby(requests, key=lambda request: keys[id(request)]):
             members = list(group)
-            shapes.append((key, _Request(members[0])))
+            shapes.append(_Request(members[0]))
             counts.append(len(members))
-        return cls(tuple(shapes), tuple(counts))
+            own_keys[id(shapes[-1])] = key
+        return cls(tuple(shapes), tuple(counts), own_keys)
 
     def __len__(self) -> int:
         return sum(self.counts)
 
     def __iter__(self) -> Iterator[Any]:
-        for (_, request), count in zip(self.shapes, self.counts, strict=True):
+        for request, count in zip(self.shapes, self.counts, strict=True):
             yield from itertools.repeat(request.original, count)
 
     def without(self, taken: Sequence[int]) -> _Runs:
         counts = tuple(count - n for count, n in zip(self.counts, taken, strict=True))
-        return _Runs(self.shapes, counts)
+        return _Runs(self.shapes, counts, self.keys)
 
 
 @dataclass(frozen=True)
@@ -173,9 +158,9 @@ class _Outcome:
     """(run, count that must be left): the node took all of it, and may have room for more."""
 
     @classmethod
-    def of(cls, node: Any, score: Any, offered: Sequence[int], taken: tuple[int, ...]) -> _Outcome:
+    def of(cls, node: Any, score: Any, counts: Sequence[int], taken: tuple[int, ...]) -> _Outcome:
         needs = tuple((i, n) for i, n in enumerate(taken) if n)
-        exact = tuple((i, n) for i, n in needs if n == offered[i])
+        exact = tuple((i, n) for i, n in needs if n == counts[i])
         return cls(node, score, taken, needs, exact)
 
     def holds(self, counts: Sequence[int]) -> bool:
@@ -274,18 +259,18 @@ class _Pool:
         self._gone.clear()
 
 
-def _taken(runs: _Runs, offered: Sequence[int], left: Counter[bytes]) -> tuple[int, ...]:
-    """Of each run, how many went onto the node. Ray fills equal requests first to last."""
-    placed: Counter[bytes] = Counter()
-    for (key, _), n in zip(runs.shapes, offered, strict=True):
-        placed[key] += n
-    placed.subtract(left)
-    taken = []
-    for (key, _), n in zip(runs.shapes, offered, strict=True):
-        take = min(n, placed[key])
-        placed[key] -= take
-        taken.append(take)
-    return tuple(taken)
+def _offers(runs: _Runs, placed: Sequence[Any], taken: list[int]) -> Iterator[_Request]:
+    """Offer each run until the node refuses it, and count into `taken` what it took.
+
+    A node that refused a request refuses its equals that follow: Ray itself skips them.
+    """
+    for i, (request, count) in enumerate(zip(runs.shapes, runs.counts, strict=True)):
+        for _ in range(count):
+            before = len(placed)
+            yield request
+            if len(placed) == before:
+                break
+            taken[i] += 1
 
 
 def _clone(node: Any) -> Any:
