@@ -324,6 +324,13 @@ def test_a_working_directory_over_rays_limit_is_an_error_unless_it_is_excluded(
     assert not check.files([write(tmp_path / "b.yaml", job)], root=tmp_path)
 
 
+def test_a_working_directory_that_cannot_be_is_no_crash(tmp_path: Path) -> None:
+    for i, given in enumerate(("~nobody-here/x", "x" * 5000, "/", "")):
+        text = f"name: j\nentrypoint: 'true'\nruntime_env: {{working_dir: '{given}', "
+        path = write(tmp_path / f"{i}.yaml", text + "excludes: ['.', '/', '[', '']}\n")
+        check.files([path], root=tmp_path)
+
+
 def test_a_replica_fits_if_any_cluster_among_the_files_has_room(tmp_path: Path) -> None:
     serve = "applications:\n  - import_path: a:b\n    deployments:\n      - name: D\n"
     serve += "        ray_actor_options: {num_gpus: 1, accelerator_type: L4}\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def working_dir_too_large(file: File, project: Project) -> Iterator[Fault]:
         given = env.get("working_dir", ".")
         if not isinstance(given, str) or "://" in given or given.endswith((".zip", ".jar")):
             continue
-        folder = project.root / Path(given).expanduser()
+        folder = project.root / os.path.expanduser(given)  # noqa: PTH111  (never raises)
         if _package_bytes(folder, _excludes(env)) > MAX_PACKAGE_BYTES:
             where = folder.resolve() if given == "." else given
             what = f"{where} has over {MAX_PACKAGE_BYTES // 2**20} MiB, Ray's limit of a package"
@@ -82,7 +83,7 @@ def _is_left_out(name: str, patterns: list[str]) -> bool:
     Broader than Ray's matching, so that what is reported is really too large.
     """
     last_parts = (pattern.strip("/").rsplit("/", 1)[-1] for pattern in patterns)
-    return name in _NEVER_SHIPPED or any(Path(name).match(part) for part in last_parts if part)
+    return name in _NEVER_SHIPPED or any(fnmatch(name, part) for part in last_parts)
 
 
 def _size(path: Path) -> int:

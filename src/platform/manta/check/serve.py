@@ -216,9 +216,9 @@ def app_deleted(file: File, project: Project) -> Iterator[Fault]:
         yield Fault(("applications",), f"`serve deploy` of this file deletes {names}", fix)
 
 
-@rule("serve-app-in-two-files", "error", "serve")
+@rule("serve-app-in-two-files", "warning", "serve")
 def app_in_two_files(file: File, project: Project) -> Iterator[Fault]:
-    """Two files that define one application undo each other's changes."""
+    """Of two files that define one application only the last that is applied counts."""
     earlier: dict[str, str] = {}
     for other in project.of_kind("serve"):
         if other is file:
@@ -228,4 +228,4 @@ def app_in_two_files(file: File, project: Project) -> Iterator[Fault]:
     for path, application in applications(file):
         if application.name in earlier:
             what = f"application `{application.name}` is also in {earlier[application.name]}"
-            yield Fault((*path, "name"), what, "give it another name")
+            yield Fault((*path, "name"), what, "apply one of the two, or rename one")

@@ -22,7 +22,7 @@ def pipeline(document: Document, spec: PipelineSpec, root: Path) -> Iterator[Fin
         path = ("steps", index)
         if step.entrypoint:
             yield from _entrypoint(document, path, step.entrypoint, step.config, root)
-        if step.deploy and not (root / step.deploy).is_file():
+        if step.deploy and not _is_file(root / step.deploy):
             yield _missing(document, (*path, "deploy"), step.deploy, root)
 
 
@@ -34,12 +34,19 @@ def _entrypoint(
     root: Path,
 ) -> Iterator[Finding]:
     script = script_of(entrypoint)
-    if script and not Path(script).is_absolute() and not (root / script).is_file():
+    if script and not Path(script).is_absolute() and not _is_file(root / script):
         yield _missing(document, (*path, "entrypoint"), script, root)
-    if config and not (root / config).is_file():
+    if config and not _is_file(root / config):
         yield _missing(document, (*path, "config"), config, root)
     elif config and script in WORKLOADS:
         yield from _config(root / config, script)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _config(file: Path, script: str) -> Iterator[Finding]:
