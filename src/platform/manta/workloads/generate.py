@@ -179,8 +179,11 @@ def _processor(config: GenerateConfig, model_url: str, *, is_chat: bool) -> Proc
         postprocess_map_kwargs={"num_cpus": SMALL_STAGE_CPUS},
     )
     stage = processor.get_stage_by_name("vLLMEngineStage")
-    stage.fn = StorageEngine
-    stage.fn_constructor_kwargs["model_url"] = model_url
+    arguments = {**stage.fn_constructor_kwargs, "model_url": model_url}
+    # A copy: assigning to the stage runs its validator again, which would then ask for a GPU.
+    processor.stages["vLLMEngineStage"] = stage.model_copy(
+        update={"fn": StorageEngine, "fn_constructor_kwargs": arguments}
+    )
     return processor
 
 
