@@ -59,6 +59,11 @@ def test_the_projects_own_cluster_files_have_no_errors_and_ask_for_nothing_but_t
     assert rules_of(found) <= {"cluster-ssh-key-file"}  # the user's own key is not here
 
 
+def test_all_files_of_the_project_have_no_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert not errors(check.files(PROJECT_FILES))
+
+
 def test_ray_itself_accepts_the_projects_cluster_files() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
