@@ -233,7 +233,7 @@ def workers(lab: Lab) -> list[psutil.Process]:
 
 
 def checkpoints(lab: Lab, name: str) -> list[Path]:
-    return sorted(Path(lab.root, "train", name).glob("checkpoint_*"))
+    return sorted(Path(lab.root, "train", name).glob("checkpoint_0*"))
 
 
 def assert_same_end(found: list[dict[str, float]], wanted: list[dict[str, float]]) -> None:

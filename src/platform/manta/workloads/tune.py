@@ -109,8 +109,7 @@ def _search(config: TuneConfig, job: Job, url: str) -> raytune.ResultGrid:
 
 
 def _trainable(config: TuneConfig, job: Job) -> Any:
-    every = max(1, config.grace_steps // 2)
-    function = raytune.with_parameters(trial.run_trial, job=job, report_every=every)
+    function = raytune.with_parameters(trial.run_trial, job=job, report_every=config.grace_steps)
     return raytune.with_resources(
         function, {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
     )
