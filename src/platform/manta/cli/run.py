@@ -117,16 +117,13 @@ def _print_summary(
 ) -> None:
     click.echo()
     output.print_table(
-        ["STEP", "STATUS", "TIME", "MADE"],
-        [
-            (
-                result.name,
-                result.status,
-                watch.seconds(result.duration_s),
-                ", ".join(f"{name}: {url}" for name, url in result.artifacts.items()),
-            )
-            for result in results
-        ],
+        ["STEP", "STATUS", "TIME"],
+        [(result.name, result.status, watch.seconds(result.duration_s)) for result in results],
+    )
+    click.echo()
+    output.print_table(
+        ["STEP", "MADE", "WHERE"],
+        [(result.name, name, url) for result in results for name, url in result.artifacts.items()],
     )
     click.echo(f"\nrun        {plan.run_id}, {watch.seconds(total_s)} in all")
     click.echo(f"dashboard  {target.dashboard_url}")
