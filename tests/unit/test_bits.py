@@ -43,7 +43,7 @@ def test_windows_score_each_token_exactly_once_and_never_exceed_the_length(
     found = bits.windows(num_tokens, length, stride)
     scored = [t for w in found for t in range(w.end - w.num_scored, w.end)]
     assert scored == list(range(num_tokens))
-    assert all(0 <= w.start and w.end - w.start <= length for w in found)
+    assert all(w.start >= 0 and w.end - w.start <= length for w in found)
 
 
 def test_a_uniform_model_needs_log2_of_the_vocabulary_for_each_token():

@@ -65,7 +65,9 @@ def _print_rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a path that is cut cannot be copied
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)
