@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -71,8 +72,7 @@ def measure(repetitions: int) -> dict[str, Any]:
     """Each repetition of both, and the medians of their ratios (Ray Train over torchrun)."""
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="m-") as folder:
-        environment = dict(os.environ, MANTA_STORAGE=f"{folder}/storage")
-        os.environ["MANTA_STORAGE"] = environment["MANTA_STORAGE"]
+        environment = isolated_environment(Path(folder))
         write_dataset(environment["MANTA_STORAGE"])
         began = time.perf_counter()
         with cluster(environment) as address:
@@ -93,6 +93,20 @@ def measure(repetitions: int) -> dict[str, Any]:
         "repetitions": runs,
         "ratio_step_time": ratio(runs, "step_time_s"),
         "ratio_launch_to_exit": ratio(runs, "launch_to_exit_s"),
+    }
+
+
+def isolated_environment(folder: Path) -> dict[str, str]:
+    """Variables of a cluster and a storage root of the measurement's own."""
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {
+        **inherited,
+        "MANTA_STORAGE": str(folder / "storage"),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_TMPDIR": str(folder),
     }
 
 

@@ -111,6 +111,7 @@ def _fit(job: Job, checkpoint: Checkpoint | None) -> None:
     from ray.train import TrainingFailedError
 
     checkpoints.sweep(job.run_url, kept=checkpoint)
+    progress(f"starting {job.config.scaling.num_workers} workers for run `{job.config.name}`")
     try:
         _trainer(job).fit()
     except TrainingFailedError as error:

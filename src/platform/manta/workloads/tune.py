@@ -96,6 +96,7 @@ def _search(config: TuneConfig, job: Job, url: str) -> raytune.ResultGrid:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     session.connect()
     train.check_resources(job.config.scaling)
+    progress(f"{config.num_trials} trials of at most {config.num_steps} steps")
     filesystem, path = storage.arrow_filesystem(url)
     trainable = _trainable(config, job)
     if raytune.Tuner.can_restore(path, storage_filesystem=filesystem):
