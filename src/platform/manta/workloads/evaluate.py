@@ -200,7 +200,9 @@ def _result(reference: Any) -> Any:
 def _load(model_url: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     with storage.local_copy(model_url, f"model {model_url}") as folder:
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -29,7 +29,8 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; the default takes much of the machine's memory
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TORCH_COMPILE_DISABLE": "1",  # or the first sampled row waits for a C++ compiler
+    "VLLM_LOGGING_LEVEL": "ERROR",
     # On a CPU vLLM would otherwise start one more process for its worker, seconds of imports.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
