@@ -17,8 +17,11 @@ LENGTH = 4
 FILES = (7, 5)  # rows of each file
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> blocks.Blocks:
+@pytest.fixture(params=[1, 2, 100], ids=lambda groups: f"{groups}-groups-a-window")
+def dataset(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> blocks.Blocks:
+    monkeypatch.setattr(blocks, "WINDOW_TOKENS", request.param * 3 * LENGTH)
     first = 0
     for number, count in enumerate(FILES):
         rows = [[row] * LENGTH for row in range(first, first + count)]
@@ -30,7 +33,7 @@ def dataset(tmp_path: Path) -> blocks.Blocks:
 
 
 def ids(dataset: blocks.Blocks, start: int, stop: int, seed: int = 0) -> list[int]:
-    return blocks.read(dataset, blocks.shuffled(dataset, seed, start, stop))[:, 0].tolist()
+    return blocks.shuffled(dataset, seed, start, stop)[:, 0].tolist()
 
 
 def test_an_epoch_visits_every_block_once_in_another_order_each_time(
@@ -71,14 +74,14 @@ def test_a_steps_batch_is_the_same_for_any_number_of_workers(
 
 
 def test_the_first_blocks_come_in_file_order(dataset: blocks.Blocks) -> None:
-    assert blocks.read(dataset, blocks.in_order(dataset, 8))[:, 0].tolist() == list(range(8))
-    assert len(blocks.read(dataset, blocks.in_order(dataset, 99))) == 12
+    assert blocks.first(dataset, 8)[:, 0].tolist() == list(range(8))
+    assert len(blocks.first(dataset, 99)) == 12
 
 
 def test_blocks_of_another_length_are_refused(dataset: blocks.Blocks) -> None:
     other = blocks.Blocks(dataset.groups, LENGTH + 1)
     with pytest.raises(InputError, match="not blocks of 5 tokens"):
-        blocks.read(other, blocks.in_order(other, 1))
+        blocks.first(other, 1)
 
 
 def test_a_file_that_is_cut_short_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -91,3 +94,12 @@ def test_a_file_that_is_cut_short_is_refused_in_one_line(tmp_path: Path) -> None
 def test_a_split_without_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no blocks in validation/"):
         blocks.index(str(tmp_path), "validation", LENGTH)
+
+
+def test_a_window_mixes_the_rows_of_its_row_groups(
+    dataset: blocks.Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "WINDOW_TOKENS", 1000)
+    batches = [ids(dataset, start, start + 4) for start in (0, 4, 8)]
+    files = [{int(row >= FILES[0]) for row in batch} for batch in batches]
+    assert {0, 1} in files

@@ -1,14 +1,16 @@
 """A prepared dataset's token blocks, in an order that is a pure function of seed and position.
 
-An epoch visits every block once: Parquet row groups in a random order, and the rows of each in a
-random order of their own. Both permutations come from (seed, epoch), so the block at any position
-is found without replaying what came before: a resumed run starts reading where it stopped.
-`jobs/prepare.py` writes documents in the order of their hashes, so a row group is already a random
-sample of the text, and its rows need no wider shuffle.
+An epoch visits every block once: Parquet row groups in a random order, and the rows of each
+window of some row groups mixed. Both permutations come from (seed, epoch), so the block at any
+position is found without replaying what came before: a resumed run starts reading where it
+stopped. A process holds the decoded windows that it reads from, at most `WINDOWS_HELD` of
+`WINDOW_TOKENS`; a dataset of less than one window is shuffled as a whole.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COLUMN = "input_ids"
+WINDOW_TOKENS = 16 * 2**20  # 64 MiB
+WINDOWS_HELD = 2  # a batch may straddle two
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,6 @@ class Blocks:
         return sum(group.num_rows for group in self.groups)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of one row group, in the order in which they are wanted."""
-
-    group: RowGroup
-    rows: NDArray[np.int64]
-
-
 def index(dataset_url: str, split: str, sequence_length: int) -> Blocks:
     """Read the Parquet footers of `train` or `validation`. Raises InputError if there are none."""
     files = [url for url in storage.glob(storage.join(dataset_url, split)) if _is_parquet(url)]
@@ -62,32 +58,28 @@ def index(dataset_url: str, split: str, sequence_length: int) -> Blocks:
     return Blocks(groups, sequence_length)
 
 
-def shuffled(blocks: Blocks, seed: int, start: int, stop: int) -> list[Rows]:
-    """Where the blocks at positions [start, stop) of the endless shuffled stream lie."""
-    found: list[Rows] = []
+def shuffled(blocks: Blocks, seed: int, start: int, stop: int) -> NDArray[np.int32]:
+    """The blocks at positions [start, stop) of the endless shuffled stream.
+
+    Returns int32 [stop - start, sequence_length]. Raises InputError on a damaged file.
+    """
+    parts = [np.empty((0, blocks.sequence_length), np.int32)]
     while start < stop:
         epoch, offset = divmod(start, blocks.num_rows)
         end = min(offset + stop - start, blocks.num_rows)
-        found += _in_epoch(blocks, seed, epoch, offset, end)
+        parts += _in_epoch(blocks, seed, epoch, offset, end)
         start += end - offset
-    return found
+    return np.concatenate(parts)
 
 
-def in_order(blocks: Blocks, count: int) -> list[Rows]:
-    """Where the first `count` blocks lie, in file order; fewer if there are fewer."""
-    found: list[Rows] = []
+def first(blocks: Blocks, count: int) -> NDArray[np.int32]:
+    """The first `count` blocks in file order, int32 [count, sequence_length]; all if fewer."""
+    parts = [np.empty((0, blocks.sequence_length), np.int32)]
     for group in blocks.groups:
-        taken = min(count, group.num_rows)
-        if taken:
-            found.append(Rows(group, np.arange(taken)))
-        count -= taken
-    return found
-
-
-def read(blocks: Blocks, wanted: list[Rows]) -> NDArray[np.int32]:
-    """The wanted blocks as int32 [rows, sequence_length]. Raises InputError on a damaged file."""
-    parts = [_read_group(blocks, rows.group)[rows.rows] for rows in wanted]
-    return np.concatenate(parts) if parts else np.empty((0, blocks.sequence_length), np.int32)
+        if count > 0:
+            parts.append(_read_group(blocks, group)[:count])
+        count -= group.num_rows
+    return np.concatenate(parts)
 
 
 def _is_parquet(url: str) -> bool:
@@ -100,18 +92,31 @@ def _row_groups(url: str) -> list[RowGroup]:
     return [RowGroup(url, i, count) for i, count in enumerate(counts) if count]
 
 
-def _in_epoch(blocks: Blocks, seed: int, epoch: int, start: int, stop: int) -> list[Rows]:
+def _in_epoch(
+    blocks: Blocks, seed: int, epoch: int, start: int, stop: int
+) -> Iterator[NDArray[np.int32]]:
+    """Positions [start, stop) of one epoch, a piece for each window that they touch."""
     order = np.random.default_rng([seed, epoch]).permutation(len(blocks.groups))
-    ends = np.cumsum([blocks.groups[i].num_rows for i in order])
-    found = []
-    for place in range(int(np.searchsorted(ends, start, side="right")), len(order)):
-        group = blocks.groups[order[place]]
-        first = int(ends[place]) - group.num_rows
-        if first >= stop:
-            break
-        rows = np.random.default_rng([seed, epoch, int(order[place])]).permutation(group.num_rows)
-        found.append(Rows(group, rows[max(start - first, 0) : stop - first]))
-    return found
+    size = _groups_per_window(blocks)
+    begin = 0
+    for number, place in enumerate(range(0, len(order), size)):
+        window = tuple(int(i) for i in order[place : place + size])
+        num_rows = sum(blocks.groups[i].num_rows for i in window)
+        if begin < stop and begin + num_rows > start:
+            rows = np.random.default_rng([seed, epoch, number]).permutation(num_rows)
+            wanted = rows[max(start - begin, 0) : stop - begin]
+            yield _decoded(blocks, window)[wanted]
+        begin += num_rows
+
+
+def _groups_per_window(blocks: Blocks) -> int:
+    largest = max(group.num_rows for group in blocks.groups)
+    return max(1, WINDOW_TOKENS // (largest * blocks.sequence_length))
+
+
+@functools.lru_cache(maxsize=WINDOWS_HELD)
+def _decoded(blocks: Blocks, window: tuple[int, ...]) -> NDArray[np.int32]:
+    return np.concatenate([_read_group(blocks, blocks.groups[i]) for i in window])
 
 
 def _read_group(blocks: Blocks, group: RowGroup) -> NDArray[np.int32]:

@@ -4,9 +4,9 @@ Each worker runs a stream of its own blocks, because a split of one stream is de
 ask for it, and that differs between runs. Stream tasks ask for no CPU, so that training workers
 may hold all of a cluster's; they read ahead as far as `READ_AHEAD_CHUNKS`.
 
-Consequence: a worker's stream reads the row groups that its chunk touches, and uses its own share
-of their rows. With W workers the Parquet files are decoded up to W times. In exchange the batch of
-a step is the same for every number of workers.
+Consequence: a worker's stream reads the windows of row groups that its chunk touches, and uses
+its own share of their rows. With W workers the Parquet files are decoded up to W times. In
+exchange the batch of a step is the same for every number of workers.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Share:
     def read(self, start: int, stop: int) -> NDArray[np.int32]:
         """This worker's blocks of steps [start, stop), int32 [rows, sequence_length]."""
         size = self.global_batch_size
-        wanted = blocks_.shuffled(self.blocks, self.seed, start * size, stop * size)
-        rows = blocks_.read(self.blocks, wanted).reshape(stop - start, size, -1)
+        rows = blocks_.shuffled(self.blocks, self.seed, start * size, stop * size)
+        rows = rows.reshape(stop - start, size, -1)
         first = self.rank * self.rows_per_step
         mine = rows[:, first : first + self.rows_per_step]
         return mine.reshape(-1, self.blocks.sequence_length)

@@ -26,7 +26,7 @@ def run_trial(parameters: dict[str, Any], job: Job, report_every: int) -> None:
     config = jobs.override(job.config, parameters)
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     stepper = _stepper(job, config)
-    held_out = torch.from_numpy(_validation_rows(job))
+    held_out = torch.from_numpy(blocks.first(job.validation, job.config.num_validation_sequences))
     for step, micro_batches in enumerate(_batches(job, config)):
         result = stepper.step(step, micro_batches)
         done = step + 1
@@ -71,11 +71,6 @@ def _batches(job: Job, config: TrainConfig) -> Iterator[list[torch.Tensor]]:
         rows = torch.from_numpy(share.read(first, stop))
         for batch in rows.split(config.global_batch_size):
             yield list(batch.split(config.micro_batch_size))
-
-
-def _validation_rows(job: Job) -> Any:
-    wanted = blocks.in_order(job.validation, job.config.num_validation_sequences)
-    return blocks.read(job.validation, wanted)
 
 
 def _or_worst(loss: float) -> float:
