@@ -17,12 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
 
 from manta import storage
 from manta.workloads import packing, tokenizer
@@ -60,36 +58,17 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """Address of an S3 server with bucket `data`."""
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
-    boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys).create_bucket(
-        Bucket="data"
-    )
-    yield url
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def environment(s3: str) -> Iterator[dict[str, str]]:
+def environment(object_store: dict[str, str]) -> Iterator[dict[str, str]]:
     """The environment of a client of a running cluster, whose tasks reach the S3 server."""
     with tempfile.TemporaryDirectory(prefix="m-", dir="/tmp") as temp:  # short: socket paths
         token = Path(temp, "token")
         token.write_text("0" * 64)
         env = {
             **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+            **object_store,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_TMPDIR": temp,
-            "AWS_ENDPOINT_URL": s3,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "no_proxy": "*",
         }
         holder = subprocess.Popen(
             [sys.executable, "-c", HOLD_CLUSTER],
@@ -274,27 +253,24 @@ def test_jsonl_gzip_and_parquet_are_read_together_and_not_text_is_skipped_aloud(
     }  # fmt: skip
 
 
-def test_everything_works_from_s3_to_s3(job, environment, tmp_path, monkeypatch):
-    for key in environment:
-        if key.startswith("AWS_"):
-            monkeypatch.setenv(key, environment[key])
+def test_everything_works_from_s3_to_s3(job, tmp_path):
     for number in range(30):
-        storage.write_bytes(f"s3://data/in/{number}.txt", document(number).encode())
+        storage.write_bytes(f"s3://manta/in/{number}.txt", document(number).encode())
     pq.write_table(pa.table({"text": [document(30)]}), tmp_path / "x.parquet")
-    storage.write_bytes("s3://data/in/x.parquet", (tmp_path / "x.parquet").read_bytes())
-    parameters = {"inputs": ["s3://data/in/*"], **SMALL}
+    storage.write_bytes("s3://manta/in/x.parquet", (tmp_path / "x.parquet").read_bytes())
+    parameters = {"inputs": ["s3://manta/in/*"], **SMALL}
 
-    result = job(root="s3://data/store", **parameters)
+    result = job(root="s3://manta/store", **parameters)
     assert result.code == 0, result.stderr
-    url = dataset("s3://data/store")
+    url = dataset("s3://manta/store")
     storage.verify(url, "dataset")
     assert storage.read_json(f"{url}/manifest.json")["documents"]["kept"] == 31
     assert not storage.exists(f"{url}/work")
-    assert "same version" in job(root="s3://data/store", **parameters).stdout
+    assert "same version" in job(root="s3://manta/store", **parameters).stdout
 
     storage.write_bytes(f"{url}/unigram.json", b"{}")
     before = storage.read_json(f"{url}/{storage.SEAL}")
-    result = job(root="s3://data/store", **parameters)
+    result = job(root="s3://manta/store", **parameters)
     assert "unfinished or damaged: removing it" in result.stdout
     assert storage.verify(url, "dataset") == before
 

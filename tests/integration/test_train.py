@@ -165,26 +165,7 @@ def write_dataset(root: str, name: str = "tiny", version: str = "v1") -> None:
 
 
 @pytest.fixture(scope="module")
-def s3_root() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    os.environ |= {  # the cluster's processes inherit it, and so do fsspec's clients here
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    filesystem, _ = storage.filesystem("s3://manta")
-    filesystem.mkdir("manta")
-    yield "s3://manta/root"
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def lab(s3_root: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(object_store: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("lab")
     root = str(tmp_path_factory.mktemp("storage"))
     ray_folder = tempfile.mkdtemp(prefix="m-", dir="/tmp")  # socket paths are limited to 107
@@ -192,6 +173,7 @@ def lab(s3_root: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]
     token.write_text(secrets.token_hex(32))
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MANTA_"))},
+        **object_store,
         "MANTA_STORAGE": root,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
@@ -345,9 +327,10 @@ def test_more_workers_than_the_cluster_can_hold_are_refused_in_one_line(
     assert "Traceback" not in output
 
 
-def test_search_and_training_work_on_an_object_store(lab: Lab, s3_root: str) -> None:
-    remote = lab.at(s3_root)
-    write_dataset(s3_root)
+def test_search_and_training_work_on_an_object_store(lab: Lab) -> None:
+    root = "s3://manta/train"
+    remote = lab.at(root)
+    write_dataset(root)
     base = lab.folder / "base.yaml"
     base.write_text(yaml.safe_dump({**TRAIN, "name": "base"}))
     output = remote.run("tune", SEARCH, name="remote", base=str(base))
