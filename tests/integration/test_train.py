@@ -327,22 +327,55 @@ def test_more_workers_than_the_cluster_can_hold_are_refused_in_one_line(
     assert "Traceback" not in output
 
 
-def test_search_and_training_work_on_an_object_store(lab: Lab) -> None:
-    root = "s3://manta/train"
-    remote = lab.at(root)
-    write_dataset(root)
+def test_the_chain_from_text_to_completions_works_on_an_object_store(lab: Lab) -> None:
+    remote = lab.at("s3://manta/chain")
+    text = {"name": "tiny", "inputs": [str(PROJECT / "src/platform/manta/spec/*.py")]}
+    text |= {"sequence_length": LENGTH, "validation_fraction": 0.3}
+    remote.run("prepare", text, tokenizer={"vocab_size": 2 * VOCABULARY})
+
     base = lab.folder / "base.yaml"
     base.write_text(yaml.safe_dump({**TRAIN, "name": "base"}))
-    output = remote.run("tune", SEARCH, name="remote", base=str(base))
+    remote.run("tune", SEARCH, name="remote", base=str(base))
     best = yaml.safe_load(storage.read_bytes(remote.url("tune", "remote", "best.yaml")))
     assert best.keys() == SEARCH["search"].keys()
     assert "finished already" in remote.run("tune", SEARCH, name="remote", base=str(base))
-    output = remote.run("train", TRAIN, name="remote", tuned="remote", num_steps=8)
+
+    output = remote.run("train", TRAIN, name="remote", tuned="remote")
     assert "tuned: optimizer.learning_rate" in output
-    facts = storage.verify(remote.url("models", "remote"), "model")
-    tuned_rate = facts["config"]["optimizer"]["learning_rate"]
+    seal = storage.verify(remote.url("models", "remote"), "model")
+    tuned_rate = seal["config"]["optimizer"]["learning_rate"]
     assert tuned_rate == pytest.approx(best["optimizer.learning_rate"])
-    assert len(remote.records("remote")) > 0
+
+    remote.run("evaluate", {"model": "remote", "dataset": "tiny", "max_bytes": 20_000})
+    assert_scored(remote, seal["dataset"]["version"])
+
+    prompts = lab.folder / "prompts.jsonl"
+    prompts.write_text('{"prompt": "def "}\n{"prompt": "class "}\n')
+    engine = {"max_model_len": LENGTH, "max_num_seqs": 2, "enforce_eager": True}
+    batch = {"name": "remote", "model": "remote", "prompts": str(prompts)}
+    sampling = {"max_tokens": 4}
+    remote.run("generate", batch, sampling=sampling, engine_kwargs_passthrough=engine)
+    (shard,) = storage.glob(remote.url("generations", "remote", "*", "shard-*.parquet"))
+    filesystem, path = storage.filesystem(shard)
+    rows = pq.read_table(path, filesystem=filesystem).to_pylist()
+    assert [row["prompt"] for row in rows] == ["def ", "class "]
+    assert all(0 < row["num_generated_tokens"] <= 4 for row in rows)
+
+
+def assert_scored(lab: Lab, dataset_version: str) -> None:
+    """The scores of a barely trained model are where they must be, and on its card."""
+    url = lab.url("models", "remote")
+    scores = storage.read_json(f"{url}/evaluation.json")["bits_per_byte"]
+    assert scores["dataset_version"] == dataset_version
+    # Better than equally likely tokens, of which there are more than bytes; worse than text is.
+    assert 1 < scores["model"] < np.log2(2 * VOCABULARY)
+    assert scores["xz"] < scores["xz_each_document"]
+    assert scores["unigram"] < 8
+    seal = storage.verify(url, "model")
+    assert seal["metrics"]["bits_per_byte"] == scores["model"]
+    card = storage.read_bytes(f"{url}/README.md").decode()
+    assert dataset_version in card
+    assert f"{scores['model']:.3f}" in card
 
 
 def test_a_killed_search_goes_on_and_names_its_best(lab: Lab) -> None:

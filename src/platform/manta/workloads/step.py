@@ -67,6 +67,7 @@ def build_optimizer(module: nn.Module, hyper: Hyperparameters) -> torch.optim.Ad
         [group for group in groups if group["params"]],
         lr=hyper.learning_rate,
         betas=(hyper.beta1, hyper.beta2),
+        fused=True,  # one pass over the weights instead of a dozen, on CPUs as on GPUs
     )
 
 
