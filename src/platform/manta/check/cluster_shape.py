@@ -178,7 +178,8 @@ def type_unreachable(file: File, project: Project) -> Iterator[Fault]:
         path = ("available_node_types", name)
         if cluster.max_workers == 0 or node_type.max_workers == 0:
             key = (*path, "max_workers") if node_type.max_workers == 0 else ("max_workers",)
-            yield Fault(key, f"`{name}` can have no node", "write a max_workers above 0")
+            fix = "write a max_workers above 0 when you want it"
+            yield Fault(key, f"`{name}` can have no node", fix)
         elif not node_type.min_workers and _offers_nothing(cluster, node_type):
             fix = 'declare what a node has, e.g. resources: {"CPU": 16}'
             yield Fault(
