@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manta.cli import output
-from manta.errors import InputError
+from manta.errors import InputError, MantaError
 
 if TYPE_CHECKING:
     from manta.cluster.record import ClusterRecord
@@ -17,54 +17,105 @@ if TYPE_CHECKING:
 @click.command(epilog=output.example("manta down", "manta down --name second --yes"))
 @output.cluster_option
 @click.option("--yes", "-y", is_flag=True, help="Do not ask, even if jobs are running.")
-@click.option("--keep-logs", is_flag=True, help="Keep Ray's own logs; say where.")
+@click.option("--keep-logs", is_flag=True, help="Keep Ray's own logs; say where. This machine.")
+@click.option("--forget", is_flag=True, help="Forget it even if a host cannot be asked.")
 @output.dry_run_option
 @output.json_option
-def command(cluster: str, yes: bool, keep_logs: bool, dry_run: bool, as_json: bool) -> None:
-    """Stop a cluster and everything that it started: daemons, jobs, applications.
+def command(
+    cluster: str, yes: bool, keep_logs: bool, forget: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Stop a cluster and everything that it started: daemons, jobs, applications, machines.
 
-    Other clusters on this machine are left alone, and so is all that lies in storage. Stopping
-    what is not up is no error.
+    Other clusters are left alone, and so is all that lies in storage. Of a cluster that a YAML
+    describes it is verified that nothing is left that runs or costs money; until then it is
+    remembered, and `manta down` can be repeated. Stopping what is not up is no error.
     """
-    from manta.cluster import local, record
+    from manta.cluster import record
 
+    known = record.load(cluster) if record.path(cluster).exists() else None
     if dry_run:
-        _print_plan(cluster, as_json)
+        _print_plan(cluster, known, as_json)
         return
-    if record.path(cluster).exists() and not yes:
-        _ask(record.find(cluster))
-    with output.progress(f"Stopping cluster `{cluster}`"):
-        stopped = local.down(cluster, keep_logs=keep_logs)
+    if known and known.launched:
+        _end_launched(known, yes, forget)
+        stopped: ClusterRecord | None = known
+    else:
+        stopped = _end_here(cluster, known, yes, keep_logs)
     if as_json:
         output.print_json({"cluster": cluster, "stopped": stopped is not None})
     elif stopped is None:
         click.echo(f"Cluster `{cluster}` is not up.")
     else:
         logs = f" Ray's logs are in {stopped.temp_dir}." if keep_logs else ""
-        click.echo(f"Cluster `{cluster}` is down.{logs}")
+        verified = " Nothing of it is left running." if stopped.launched and not forget else ""
+        click.echo(f"Cluster `{cluster}` is down.{verified}{logs}")
 
 
-def _ask(known: ClusterRecord) -> None:
-    from manta.cluster import dashboard, local
+def _end_here(
+    cluster: str, known: ClusterRecord | None, yes: bool, keep_logs: bool
+) -> ClusterRecord | None:
+    from manta.cluster import local
 
-    if not local.health(known).answers:
-        return  # nothing can be running that stopping would lose
+    if known and not yes and local.health(known).answers:
+        _ask(known, [])
+    with output.progress(f"Stopping cluster `{cluster}`"):
+        return local.down(cluster, keep_logs=keep_logs)
+
+
+def _end_launched(known: ClusterRecord, yes: bool, forget: bool) -> None:
+    from manta.cluster import landing, tunnel
+    from manta.cluster.local import lock
+
+    if not yes:
+        lost = ["Job logs and Ray's logs are on its hosts only; `manta logs JOB` prints one."]
+        try:
+            _ask(tunnel.ensure(known), lost)
+        except MantaError as error:
+            if isinstance(error, InputError):
+                raise
+            output.say(f"{error.what}; what runs there cannot be told.")
+            _confirm(f"End cluster `{known.name}`?")
+    with lock(known.name), output.progress(f"Ending cluster `{known.name}`"):
+        landing.execute(known, forget=forget)
+
+
+def _ask(known: ClusterRecord, lost: list[str]) -> None:
+    """Show what would be lost; ask if that is anything."""
+    from manta.cluster import dashboard
+
     jobs = dashboard.running_jobs(known)
-    if not jobs:
-        return
-    output.say(f"Jobs that are running on cluster `{known.name}` will be stopped:")
+    if jobs:
+        output.say(f"Jobs that are running on cluster `{known.name}` will be stopped:")
     for job in jobs:
         output.say(f"  {job.id}  {job.status}  {job.entrypoint}")
+    for line in lost:
+        output.say(line)
+    if jobs or lost:
+        _confirm("Stop them?" if jobs else f"End cluster `{known.name}`?")
+
+
+def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
-        raise InputError("there are running jobs and nobody to ask", "stop them with --yes")
-    if not click.confirm("Stop them?", err=True):
+        raise InputError("nobody to ask, and something would be lost", "stop it with --yes")
+    if not click.confirm(question, err=True):
         raise InputError("nothing was stopped")
 
 
-def _print_plan(cluster: str, as_json: bool) -> None:
-    from manta.cluster import processes, record
+def _print_plan(cluster: str, known: ClusterRecord | None, as_json: bool) -> None:
+    import shlex
 
-    known = record.find(cluster) if record.path(cluster).exists() else None
+    from manta.cluster import processes
+
+    if known and known.launched:
+        from manta.cluster import launcher
+
+        words = launcher.ray_words("down", known)
+        hosts = [known.launched.access.head, *known.launched.hosts]
+        if as_json:
+            output.print_json({"cluster": cluster, "command": words, "hosts": hosts})
+        else:
+            click.echo(shlex.join(words))
+        return
     pids = [process.pid for process in processes.members(known.cluster_id)] if known else []
     if as_json:
         output.print_json({"cluster": cluster, "pids": pids})

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from manta.cluster.record import DEFAULT_NAME
+from manta.cluster.record import DEFAULT_NAME, ClusterRecord
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -54,10 +54,31 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     if sys.stdout.isatty():
         _print_rich_table(columns, cells)
         return
+    for line in _padded(columns, cells):
+        click.echo(line)
+
+
+def say_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows on stderr, for people."""
+    for line in _padded(columns, [[str(cell) for cell in row] for row in rows]):
+        say(line)
+
+
+def print_cluster(record: ClusterRecord) -> None:
+    """Say where everything of a cluster is that has just come up."""
+    click.echo(f"Cluster `{record.name}` is up.")
+    click.echo(f"  dashboard  {record.dashboard_url}  (token: the content of {record.token_path})")
+    click.echo(f"  endpoints  {record.serve_url}")
+    click.echo(f"  storage    {record.storage_url}")
+    flag = "" if record.name == DEFAULT_NAME else f" --name {record.name}"
+    click.echo(f'  plain ray and serve commands: eval "$(manta env{flag})"')
+
+
+def _padded(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for row in [columns, *cells]:
         padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(padded).rstrip())
+        yield "  ".join(padded).rstrip()
 
 
 def _print_rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,27 +1,49 @@
-"""`manta up`: start a Ray cluster on this machine."""
+"""`manta up`: start a Ray cluster, on this machine or where a cluster YAML says."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from manta.cli import output
 from manta.cluster.record import DEFAULT_NAME
+from manta.errors import InputError
 
 if TYPE_CHECKING:
     from manta.cluster.local import UpPlan
 
 GIB = 2**30
+LOCAL_TIMEOUT_S = 180.0
+LOCAL_ONLY = (
+    "ports",
+    "gcs_port",
+    "dashboard_port",
+    "serve_port",
+    "num_cpus",
+    "object_store_gib",
+)
+FILE_ONLY = ("yes", "tls", "prices", "keep")
 
 
 @click.command(
     epilog=output.example(
-        "manta up", "manta up --name second --ports auto", 'eval "$(manta env)"; ray status'
+        "manta up",
+        "manta up --name second --ports auto",
+        "manta up cluster/onprem.yaml --dry-run",
+        "manta up cluster/aws.yaml --name team --yes",
     )
 )
-@output.cluster_option
+@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--name",
+    "--cluster",
+    "cluster",
+    metavar="NAME",
+    help=f"Which cluster.  [{DEFAULT_NAME}, or the file's cluster_name]",
+)
 @click.option(
     "--ports",
     type=click.Choice(["default", "auto"]),
@@ -36,35 +58,71 @@ GIB = 2**30
 @click.option(
     "--object-store-gib", type=click.FloatRange(0.1), help="[an eighth of memory, at most 2]"
 )
+@click.option("--yes", "-y", is_flag=True, help="FILE: do not ask.")
+@click.option("--tls", is_flag=True, help="FILE: encrypt between the hosts; again: new keys.")
 @click.option(
-    "--timeout-s", type=click.FloatRange(1), default=180.0, show_default=True, help="To be ready."
+    "--prices",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="FILE: your prices, laid over the built-in ones.",
+)
+@click.option("--keep", is_flag=True, help="FILE: leave a failed start as it is, to look at it.")
+@click.option(
+    "--timeout-s",
+    type=click.FloatRange(1),
+    help="To be ready, workers included.  [180; with FILE 1800]",
 )
 @output.dry_run_option
 @output.json_option
+@click.pass_context
 def command(
-    cluster: str,
+    context: click.Context,
+    file: Path | None,
+    cluster: str | None,
     ports: str,
     gcs_port: int | None,
     dashboard_port: int | None,
     serve_port: int | None,
     num_cpus: int | None,
     object_store_gib: float | None,
-    timeout_s: float,
+    yes: bool,
+    tls: bool,
+    prices: tuple[Path, ...],
+    keep: bool,
+    timeout_s: float | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Start a Ray cluster on this machine.
+    """Start a Ray cluster on this machine, or the one that the Ray cluster YAML FILE describes.
 
-    It listens on loopback only and asks for a token, which is made once and kept in a file that
-    only you can read. It goes on running when the terminal closes, until `manta down`.
+    Either way it asks for a token, which is made once and kept in a file that only you can read,
+    its dashboard and job API listen on loopback only, and it goes on running when the terminal
+    closes, until `manta down`. With FILE: checks it, shows nodes and price, asks, lets Ray's own
+    launcher do the work, and waits until the minimum workers have joined.
     """
+    _refuse(context, FILE_ONLY if file is None else LOCAL_ONLY, file)
+    if file is not None:
+        from manta.cli import up_file
+
+        options = up_file.Options(
+            name=cluster,
+            yes=yes,
+            tls=tls,
+            prices=prices,
+            keep=keep,
+            timeout_s=timeout_s or up_file.TIMEOUT_S,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+        up_file.run(file, options)
+        return
     from manta.cluster import local
     from manta.cluster.ports import choose
 
     asked = {"gcs": gcs_port, "dashboard": dashboard_port, "serve": serve_port}
     plan = local.plan_up(
         local.options_here(
-            cluster,
+            cluster or DEFAULT_NAME,
             choose(asked, automatic=ports == "auto"),
             num_cpus=num_cpus,
             object_store_memory_bytes=int(object_store_gib * GIB) if object_store_gib else None,
@@ -72,18 +130,30 @@ def command(
     )
     if dry_run:
         _print_plan(plan, as_json)
-        return
-    with output.progress(f"Starting cluster `{cluster}`") as tell:
+    else:
+        _start_here(plan, timeout_s or LOCAL_TIMEOUT_S, as_json)
+
+
+def _refuse(context: click.Context, names: tuple[str, ...], file: Path | None) -> None:
+    """An option without effect is a mistake of the user's."""
+    for name in names:
+        given = context.get_parameter_source(name)
+        if given is click.core.ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            if file is None:
+                raise InputError(f"{option} is for a cluster YAML", "name one: manta up FILE")
+            raise InputError(f"{option} is for a cluster on this machine", "leave it out")
+
+
+def _start_here(plan: UpPlan, timeout_s: float, as_json: bool) -> None:
+    from manta.cluster import local
+
+    with output.progress(f"Starting cluster `{plan.record.name}`") as tell:
         record = local.execute(plan, timeout_s, tell)
     if as_json:
         output.print_json(asdict(record))
         return
-    click.echo(f"Cluster `{record.name}` is up.")
-    click.echo(f"  dashboard  {record.dashboard_url}  (token: the content of {record.token_path})")
-    click.echo(f"  endpoints  {record.serve_url}")
-    click.echo(f"  storage    {record.storage_url}")
-    flag = "" if record.name == DEFAULT_NAME else f" --name {record.name}"
-    click.echo(f'  plain ray and serve commands: eval "$(manta env{flag})"')
+    output.print_cluster(record)
 
 
 def _print_plan(plan: UpPlan, as_json: bool) -> None:

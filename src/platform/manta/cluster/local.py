@@ -332,7 +332,7 @@ def health(cluster: ClusterRecord) -> Health:
 def _require_absent(name: str) -> None:
     if not record.path(name).exists():
         return
-    existing = record.find(name)
+    existing = record.load(name)
     if health(existing).holder_alive:
         raise InputError(
             f"cluster `{name}` is already up: dashboard {existing.dashboard_url}, "
@@ -352,7 +352,7 @@ def down(name: str, *, keep_logs: bool = False) -> ClusterRecord | None:
     with lock(name):
         if not record.path(name).exists():
             return None
-        existing = record.find(name)
+        existing = record.load(name)
         _clean(existing, keep_logs=keep_logs)
         return existing
 

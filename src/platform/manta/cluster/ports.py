@@ -49,7 +49,7 @@ def choose(asked: dict[str, int | None], *, automatic: bool) -> Ports:
         options = " and ".join(f"--{name}-port" for name in sorted(twice))
         raise InputError(f"port {fixed[twice[0]]} is wanted twice", f"give {options} ports apart")
     names = [field.name for field in fields(Ports) if field.name not in fixed]
-    return Ports(**fixed, **dict(zip(names, _free(len(names), fixed.values()), strict=True)))
+    return Ports(**fixed, **dict(zip(names, free(len(names), fixed.values()), strict=True)))
 
 
 def is_free(port: int) -> bool:
@@ -86,7 +86,8 @@ def require_free(ports: Ports) -> None:
             )
 
 
-def _free(count: int, avoid: Iterable[int]) -> list[int]:
+def free(count: int, avoid: Iterable[int] = ()) -> list[int]:
+    """Ports that nobody listens on now. Raises MantaError if there are too few."""
     found: list[int] = []
     for port in random.sample(CANDIDATES, len(CANDIDATES)):
         if len(found) == count:

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from manta import storage
 from manta.errors import InputError
@@ -17,6 +18,44 @@ LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, Ray stays on 127.0.0.1, as it does on macOS. Otherwise it takes 127.0.0.1 for this
 machine's address in the network, binds there and on 0.0.0.0, and a client that is told
 127.0.0.1 looks there (ray/_private/services.py, resolve_ip_for_localhost)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How to log in to the hosts of a cluster that Ray's launcher started."""
+
+    head: str
+    """The head's address as seen from this machine; empty until there is a head."""
+    user: str
+    key: str | None
+    """Path of the private key; None leaves the choice to ssh and its agent."""
+    proxy_command: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """What is remembered of a cluster that Ray's launcher started."""
+
+    provider: str
+    """Ray's name of it: local (on-premise), aws, gcp, azure …"""
+    source: str
+    """The user's cluster YAML, absolute."""
+    config: str
+    """What `ray up` was given: the user's file and what closes the cluster."""
+    is_up: bool
+    """Whether it was up and whole once; before that `manta up` goes on with it."""
+    access: Access
+    hosts: tuple[str, ...] = ()
+    """Addresses of on-premise workers; those of other providers come and go."""
+    container: str | None = None
+    """Name of the container that Ray runs in on each host."""
+    num_min_workers: int = 0
+    dashboard_port: int = 8265
+    """On the head, as are the two below."""
+    gcs_port: int = 6379
+    serve_port: int = 8000
+    ray_temp_dir: str = "/tmp/ray"
+    tls: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +79,8 @@ class ClusterRecord:
     storage_url: str
     started_at: str
     """UTC, ISO 8601."""
+    launched: Launched | None = None
+    """Set if Ray's launcher started it; None for a cluster on this machine."""
 
     def client_environment(self) -> dict[str, str]:
         """Variables under which plain `ray` and `serve` commands reach this cluster."""
@@ -82,19 +123,43 @@ def save(record: ClusterRecord) -> None:
 
 def load_all() -> list[ClusterRecord]:
     """Records of all clusters, by name."""
-    files = sorted(home().glob("clusters/*/cluster.json"))
-    return [ClusterRecord(**json.loads(file.read_text())) for file in files]
+    return [_read(file) for file in sorted(home().glob("clusters/*/cluster.json"))]
 
 
-def find(name: str = DEFAULT_NAME) -> ClusterRecord:
+def load(name: str) -> ClusterRecord:
     """The record of cluster `name`. Raises InputError if there is none."""
     if not path(name).exists():
         others = ", ".join(record.name for record in load_all())
         known = f"known clusters: {others}; or start it" if others else "start it"
         raise InputError(f"no cluster `{name}` is up", f"{known} with `manta up --name {name}`")
-    return ClusterRecord(**json.loads(path(name).read_text()))
+    return _read(path(name))
+
+
+def find(name: str = DEFAULT_NAME) -> ClusterRecord:
+    """The record of cluster `name`, within reach: its tunnel is open when this returns.
+
+    Raises:
+        InputError: there is no such cluster.
+        MantaError: its head cannot be reached.
+    """
+    found = load(name)
+    if found.launched is None:
+        return found
+    from manta.cluster import tunnel
+
+    return tunnel.ensure(found)
 
 
 def forget(name: str) -> None:
     """Delete the record; it is no error if there is none."""
     path(name).unlink(missing_ok=True)
+
+
+def _read(file: Path) -> ClusterRecord:
+    value: dict[str, Any] = json.loads(file.read_text())
+    launched = value.pop("launched", None)
+    if launched:
+        launched["access"] = Access(**launched["access"])
+        launched["hosts"] = tuple(launched["hosts"])
+        value["launched"] = Launched(**launched)
+    return ClusterRecord(**value)
