@@ -1,0 +1,302 @@
+"""`cluster/aws.yaml` against a real EC2 and IAM API (moto's), up to the SSH step.
+
+`ray up` and `ray down` run as a user runs them. Between them a head runs here, with the config
+that the launcher made, so that Ray's own autoscaler starts the workers. What EC2 does with a
+request (capacity, quotas, boot, placement) is not shown: only what is asked for and what is left.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+import pytest
+from aws_api import AwsApi, Call, aws_api
+from ray_launcher import RAY, ROOT, Ended, Launcher, launcher
+
+REGION, ZONE = "us-west-2", "us-west-2b"
+OFFICE = "203.0.113.0/24"
+TYPES = {
+    "head": "m7i.xlarge",
+    "cpu": "m6id.4xlarge",
+    "gpu-spot": "g6.2xlarge",
+    "gpu": "g6.2xlarge",
+    "gpu8": "p4d.24xlarge",
+}
+ASK = """
+import json, sys
+from ray.autoscaler.v2.sdk import request_cluster_resources
+request_cluster_resources(sys.argv[1], json.loads(sys.argv[2]))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """An AWS account with what the head of aws.yaml tells its reader to make."""
+
+    api: AwsApi
+    ec2: Any
+    iam: Any
+    subnet: str
+    group: str
+
+    def file(self, text: str | None = None) -> str:
+        """aws.yaml with this account's names in the places that its head tells to replace."""
+        text = text or (ROOT / "cluster/aws.yaml").read_text()
+        named = text.replace("subnet-00000000000000000", self.subnet)
+        return named.replace("sg-00000000000000000", self.group)
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": self.api.url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "no_proxy": "*",
+        }
+
+    def instances(self) -> dict[str, dict[str, Any]]:
+        """The instances that are not terminated, by Ray's node type."""
+        found = [i for r in self.ec2.describe_instances()["Reservations"] for i in r["Instances"]]
+        alive = [i for i in found if i["State"]["Name"] != "terminated"]
+        return {tags(i)["ray-user-node-type"]: i for i in alive}
+
+
+def tags(instance: dict[str, Any]) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+
+
+@contextmanager
+def an_account() -> Iterator[Account]:
+    with aws_api() as api:
+        session = boto3.session.Session("test", "test", region_name=REGION)
+        ec2, iam = (session.client(name, endpoint_url=api.url) for name in ("ec2", "iam"))
+        vpc = ec2.create_vpc(CidrBlock="10.20.0.0/16")["Vpc"]["VpcId"]
+        subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.20.1.0/24", AvailabilityZone=ZONE)
+        group = ec2.create_security_group(GroupName="manta", Description="-", VpcId=vpc)["GroupId"]
+        ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": OFFICE}]}
+        members = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
+        ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ssh, members])
+        for name in ("manta-head", "manta-worker"):
+            iam.create_instance_profile(InstanceProfileName=name)
+        subnet_id = subnet["Subnet"]["SubnetId"]
+        api.calls.clear()
+        yield Account(api=api, ec2=ec2, iam=iam, subnet=subnet_id, group=group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """One cluster from `ray up` to `ray down`, told once for all tests of this file."""
+
+    account: Account
+    up: Ended
+    alive_after_up: dict[str, dict[str, Any]]
+    ssh_calls: list[str]
+    running: dict[str, dict[str, Any]]
+    rules: list[dict[str, Any]]
+    """What the security group lets in while the cluster runs."""
+    down: Ended
+
+    def launch(self, node_type: str) -> Call:
+        """The RunInstances call of a node type."""
+        calls = self.account.api.named("RunInstances")
+        return next(c for c in calls if node_type in c.values("TagSpecification.1.Tag."))
+
+
+@pytest.fixture(scope="module")
+def story() -> Iterator[Story]:
+    with an_account() as account, launcher(account.environment()) as here:
+        file = here.write("aws.yaml", account.file())
+        up = here.run("up", "--yes", file)
+        after_up = account.instances()
+        with _head(here, after_up["head"]["InstanceId"]) as gcs:
+            _ask(here, gcs, [{"CPU": 16}, {"GPU": 1}])
+            _until(lambda: {"cpu", "gpu-spot"} <= account.instances().keys(), "cpu, gpu-spot")
+            _turn_on(here, "gpu8")
+            _ask(here, gcs, [{"CPU": 16}, {"GPU": 1}, {"GPU": 8}])
+            _until(lambda: "gpu8" in account.instances(), "gpu8")
+            running = account.instances()
+        group = account.ec2.describe_security_groups(GroupIds=[account.group])
+        yield Story(
+            account=account,
+            up=up,
+            alive_after_up=after_up,
+            ssh_calls=here.ssh_calls(),
+            running=running,
+            rules=group["SecurityGroups"][0]["IpPermissions"],
+            down=here.run("down", "--yes", file),
+        )
+
+
+@contextmanager
+def _head(here: Launcher, instance_id: str) -> Iterator[str]:
+    """Ray's head as it would run on the instance, its autoscaler included; yields its address."""
+    here.write("bootstrap.json", json.dumps(here.resolved()))
+    port = _free_port()
+    told = {
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": instance_id,
+        "RAY_NODE_TYPE_NAME": "head",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "AUTOSCALER_NODE_START_WAIT_S": "300",
+    }
+    argv = ["start", "--head", "--block", "--num-cpus=0", "--node-ip-address=127.0.0.1"]
+    argv += [f"--port={port}", f"--ray-client-server-port={_free_port()}"]
+    argv += [f"--dashboard-port={_free_port()}", f"--dashboard-agent-listen-port={_free_port()}"]
+    argv += [f"--autoscaling-config={here.folder / 'bootstrap.json'}", "--temp-dir"]
+    with (here.folder / "head.log").open("w") as log:
+        head = subprocess.Popen(
+            [*RAY, *argv, str(here.folder / "r")],
+            env={**here.environment, **told},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _until(lambda: _listens(port) or head.poll() is not None, "the head")
+        assert head.poll() is None, (here.folder / "head.log").read_text()
+        yield f"127.0.0.1:{port}"
+    finally:
+        head.terminate()
+        head.wait(timeout=30)
+
+
+def _ask(here: Launcher, gcs: str, bundles: list[dict[str, int]]) -> None:
+    """What `ray.autoscaler.sdk.request_resources` sends, without a driver."""
+    shapes = json.dumps([{"resources": bundle, "label_selector": {}} for bundle in bundles])
+    argv = [sys.executable, "-c", ASK, gcs, shapes]
+    subprocess.run(argv, env=dict(here.environment), check=True, capture_output=True, timeout=60)
+
+
+def _turn_on(here: Launcher, node_type: str) -> None:
+    """As a user edits the file and runs `ray up` again: the autoscaler reads it each second."""
+    config = here.resolved()
+    config["available_node_types"][node_type]["max_workers"] = 1
+    here.write("bootstrap.new", json.dumps(config))
+    (here.folder / "bootstrap.new").rename(here.folder / "bootstrap.json")
+
+
+def _until(ready: Callable[[], object], what: str, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline, f"no {what} within {timeout_s:g} s"
+        time.sleep(0.2)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def test_up_starts_the_head_and_fails_at_ssh_with_the_head_still_running(story: Story) -> None:
+    assert story.up.exit_code == 1
+    assert "Failed to setup head node." in story.up.stderr
+    assert list(story.alive_after_up) == ["head"]
+
+
+def test_ssh_goes_to_the_private_address_as_the_files_user(story: Story) -> None:
+    address = story.alive_after_up["head"]["PrivateIpAddress"]
+    assert f" ubuntu@{address} " in story.ssh_calls[0]
+
+
+@pytest.mark.parametrize("node_type", ["head", "cpu", "gpu-spot", "gpu8"])
+def test_each_group_starts_its_machine_on_the_files_image(story: Story, node_type: str) -> None:
+    instance = story.running[node_type]
+    assert instance["InstanceType"] == TYPES[node_type]
+    assert "/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/" in instance["ImageId"]
+    assert instance["MetadataOptions"]["HttpTokens"] == "required"
+    profile = "manta-head" if node_type == "head" else "manta-worker"
+    assert instance["IamInstanceProfile"]["Arn"].endswith(f":instance-profile/{profile}")
+
+
+@pytest.mark.parametrize("node_type", ["head", "cpu", "gpu-spot", "gpu8"])
+def test_every_node_is_private_in_the_named_subnet_and_group(story: Story, node_type: str) -> None:
+    instance = story.running[node_type]
+    assert instance["SubnetId"] == story.account.subnet
+    assert "PublicIpAddress" not in instance
+    asked = story.launch(node_type).parameters
+    assert not [key for key in asked if key.endswith("AssociatePublicIpAddress")]
+    groups = {v for k, v in asked.items() if "SecurityGroupId" in k}
+    assert groups == {story.account.group}
+
+
+def test_ssh_is_open_to_the_named_network_only_and_all_else_to_members(story: Story) -> None:
+    sources = {
+        (rule["IpProtocol"], rule.get("FromPort"), source.get("CidrIp"), source.get("GroupId"))
+        for rule in story.rules
+        for source in [*rule["IpRanges"], *rule["UserIdGroupPairs"]]
+    }
+    group = story.account.group
+    assert {source[:3] for source in sources if source[2]} == {("tcp", 22, OFFICE)}
+    assert {source[3] for source in sources if not source[2]} == {group}
+    api = story.account.api
+    assert not api.named("AuthorizeSecurityGroupIngress") + api.named("CreateSecurityGroup")
+
+
+def test_only_the_spot_group_asks_for_spot(story: Story) -> None:
+    assert story.running["gpu-spot"]["InstanceLifecycle"] == "spot"
+    for call in story.account.api.named("RunInstances"):
+        market = call.parameters.get("InstanceMarketOptions.MarketType")
+        is_spot = "gpu-spot" in call.values("TagSpecification.1.Tag.")
+        assert market == ("spot" if is_spot else None)
+
+
+@pytest.mark.parametrize("node_type", ["head", "cpu", "gpu-spot", "gpu8"])
+def test_instances_and_volumes_carry_the_tags_for_cost(story: Story, node_type: str) -> None:
+    wanted = {"project": "manta", "cost-center": "research"}
+    instance = story.running[node_type]
+    assert wanted.items() <= tags(instance).items()
+    assert tags(instance)["ray-cluster-name"] == "manta-aws"
+    asked = story.launch(node_type).values("TagSpecification.2.")
+    assert asked == ("volume", "project", "manta", "cost-center", "research")
+
+
+@pytest.mark.parametrize("node_type", ["head", "cpu", "gpu-spot", "gpu8"])
+def test_volumes_are_encrypted_and_end_with_their_node(story: Story, node_type: str) -> None:
+    asked = story.launch(node_type).parameters
+    disk = {k.rpartition(".")[2]: v for k, v in asked.items() if ".Ebs." in k}
+    wanted = {"VolumeSize": "200", "VolumeType": "gp3"}
+    assert disk == wanted | {"Encrypted": "true", "DeleteOnTermination": "true"}
+
+
+def test_the_eight_gpu_group_has_an_efa_on_each_card_in_a_placement_group(story: Story) -> None:
+    asked = story.launch("gpu8").parameters
+    cards = [asked[f"NetworkInterface.{i}.NetworkCardIndex"] for i in range(1, 5)]
+    kinds = [asked[f"NetworkInterface.{i}.InterfaceType"] for i in range(1, 5)]
+    assert cards == ["0", "1", "2", "3"]
+    assert kinds == ["efa"] * 4
+    assert asked["Placement.GroupName"] == "manta-gpu"
+
+
+def test_down_leaves_no_instance_volume_or_spot_request(story: Story) -> None:
+    assert story.down.exit_code == 0, story.down.stderr
+    ec2 = story.account.ec2
+    assert story.account.instances() == {}
+    assert ec2.describe_volumes()["Volumes"] == []
+    states = {
+        request["State"]
+        for request in ec2.describe_spot_instance_requests()["SpotInstanceRequests"]
+    }
+    assert states <= {"cancelled", "closed"}
+
+
+def test_down_leaves_only_a_key_pair_that_up_uses_again(story: Story) -> None:
+    """Made by Ray, free of charge; no security group, role or profile is made or changed."""
+    writes = {c.action for c in story.account.api.calls if not c.action.startswith("Describe")}
+    known = {"CreateKeyPair", "RunInstances", "CreateTags", "TerminateInstances"}
+    assert writes <= known
+    keys = story.account.ec2.describe_key_pairs()["KeyPairs"]
+    assert [key["KeyName"] for key in keys] == [f"ray-autoscaler_{REGION}"]
