@@ -13,8 +13,8 @@ from manta.cli import output
 
 if TYPE_CHECKING:
     from manta.cluster.dashboard import Application, Node, RunningJob
+    from manta.cluster.outlook import Outlook
     from manta.cluster.record import ClusterRecord
-
 
 GIB = 2**30
 
@@ -35,6 +35,10 @@ class Status:
     used: dict[str, float]
     jobs: list[RunningJob]
     apps: list[Application]
+    outlook: Outlook | None = None
+    """Of a cluster that Ray's launcher started, while it answers."""
+    why: str = ""
+    """Why it does not answer."""
 
 
 @click.command(epilog=output.example("manta status", "manta status --name second --json"))
@@ -43,13 +47,16 @@ class Status:
 def command(cluster: str, as_json: bool) -> int:
     """Show a cluster: nodes, resources, running jobs, applications.
 
+    Of a cluster that a YAML describes also what waits and why, what the autoscaler did, and what
+    the nodes that are there now cost an hour.
+
     Exit code 0 if it is up, 1 if it is not.
     """
     from manta.cluster import record
 
     if not record.path(cluster).exists():
         return _print_absent(cluster, as_json)
-    status = _look(record.find(cluster))
+    status = _look(record.load(cluster))
     if as_json:
         output.print_json(asdict(status))
     else:
@@ -72,6 +79,8 @@ def _print_absent(cluster: str, as_json: bool) -> int:
 def _look(known: ClusterRecord) -> Status:
     from manta.cluster import dashboard, local
 
+    if known.launched:
+        return _look_launched(known)
     health = local.health(known)
     up = health.state == "up"
     return Status(
@@ -90,22 +99,73 @@ def _look(known: ClusterRecord) -> Status:
     )
 
 
+def _look_launched(known: ClusterRecord) -> Status:
+    from manta.cluster import dashboard, outlook
+
+    reach = outlook.reach(known)
+    known, answers = reach.cluster, not reach.why
+    nodes = dashboard.nodes(known) if answers else []
+    seen = outlook.look(known, nodes) if answers else None
+    return Status(
+        cluster=known.name,
+        state=reach.state,
+        age_s=_age_s(known.started_at),
+        gcs_address=known.gcs_address,
+        dashboard_url=known.dashboard_url,
+        serve_url=known.serve_url,
+        storage_url=known.storage_url,
+        num_processes=0,
+        nodes=nodes,
+        used=seen.used if seen else {},
+        jobs=dashboard.running_jobs(known) if answers else [],
+        apps=dashboard.applications(known) if answers else [],
+        outlook=seen,
+        why=reach.why,
+    )
+
+
 def _print(status: Status) -> None:
     click.echo(f"Cluster `{status.cluster}` is {status.state}, {_duration(status.age_s)} old.")
-    if status.state != "up":
+    if status.why:
+        click.echo(f"  {status.why}")
+        click.echo(f"  end it with `manta down --name {status.cluster}`")
+        return
+    if status.state != "up" and status.outlook is None:
         click.echo(f"  {status.num_processes} of its processes are left")
         click.echo("  start afresh with `manta down` and `manta up`")
         return
     click.echo(f"  dashboard  {status.dashboard_url}")
     click.echo(f"  endpoints  {status.serve_url}")
     click.echo(f"  storage    {status.storage_url}")
-    nodes = [(node.address, node.state, _resources(node.total)) for node in status.nodes]
-    _section("", ["NODE", "STATE", "RESOURCES"], nodes)
+    nodes = [
+        (node.address, node.state, node.node_type or "-", _resources(node.total))
+        for node in status.nodes
+    ]
+    _section("", ["NODE", "STATE", "TYPE", "RESOURCES"], nodes)
     click.echo(f"In use: {_resources(status.used) or 'not reported yet'}")
     jobs = [(job.id, job.status, _duration(job.age_s), job.entrypoint) for job in status.jobs]
     _section("No job is running.", ["JOB", "STATE", "AGE", "ENTRYPOINT"], jobs)
     apps = [(a.name, a.state, a.route_prefix or "-", _duration(a.age_s)) for a in status.apps]
     _section("No application is deployed.", ["APPLICATION", "STATE", "ROUTE", "AGE"], apps)
+    if status.outlook:
+        _print_outlook(status.outlook)
+
+
+def _print_outlook(seen: Outlook) -> None:
+    click.echo()
+    for waiting in seen.waiting:
+        click.echo(f"Waits: {waiting.what}{': ' if waiting.why else ''}{waiting.why}")
+    for node in seen.pending_nodes:
+        click.echo(f"On its way: {node}")
+    for failure in seen.failures:
+        click.echo(f"Failed: {failure}")
+    for event in seen.events:
+        click.echo(f"Event: {event}")
+    unpriced = ", ".join(seen.cost.unpriced)
+    without = f"; without {unpriced}, whose price is not known" if unpriced else ""
+    click.echo(
+        f"Cost: ${seen.cost.usd_per_hour:,.2f} an hour for the nodes that are there{without}"
+    )
 
 
 def _section(none: str, columns: list[str], rows: Sequence[Sequence[object]]) -> None:

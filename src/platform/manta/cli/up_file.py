@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,9 +40,10 @@ def run(file: Path, options: Options) -> None:
     _check(file)
     nodes = _nodes(file, options.prices)
     looked_up = launch.options_here(
-        options.name or _name(nodes), file, _read(file), tls=options.tls
+        options.name or _name(nodes), file, _read(file), with_tls=options.tls
     )
-    plan = launcher.plan_launch(launch.with_resources(looked_up))
+    looked_up = replace(launch.with_resources(looked_up), prices=options.prices)
+    plan = launcher.plan_launch(looked_up)
     launch.require_hosts_free(plan)
     if options.dry_run:
         _print_dry(plan, nodes, options.as_json)

@@ -68,6 +68,8 @@ class Node:
     state: str
     is_head: bool
     total: dict[str, float]
+    node_type: str = ""
+    """Of the cluster YAML; empty on a cluster that Ray's launcher did not start."""
 
 
 def nodes(cluster: ClusterRecord) -> list[Node]:
@@ -80,6 +82,7 @@ def nodes(cluster: ClusterRecord) -> list[Node]:
             state=node["state"],
             is_head=node["is_head_node"],
             total=_countable(node["resources_total"]),
+            node_type=(node.get("labels") or {}).get("ray.io/node-group", ""),
         )
         for node in answer["data"]["result"]["result"]
     ]
@@ -92,6 +95,27 @@ def used_resources(cluster: ClusterRecord) -> dict[str, float]:
     used = {name: used for name, (used, _) in (report.get("usage") or {}).items()}
     # The dashboard turns names into camel case on the way.
     return _countable({"object_store_memory" if "Store" in n else n: u for n, u in used.items()})
+
+
+def autoscaler_text(cluster: ClusterRecord) -> str:
+    """The autoscaler's report as `ray status` prints it; v2 gives it in no other form."""
+    answer = get(cluster, "/api/cluster_status?format=1")
+    return str((answer["data"] or {}).get("clusterStatus") or "")
+
+
+def autoscaler_events(cluster: ClusterRecord) -> list[str]:
+    """What the autoscaler did, oldest first: time (UTC of the head) and words; repeats once."""
+    found = get(cluster, "/api/v0/cluster_events?limit=1000")["data"]["result"]["result"]
+    events = sorted(
+        (event["time"], event["message"])
+        for event in found
+        if event["source_type"] == "AUTOSCALER" and event["severity"] != "DEBUG"
+    )
+    return [
+        f"{time} {message}"
+        for index, (time, message) in enumerate(events)
+        if index == 0 or events[index - 1][1] != message
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,5 +87,5 @@ def _remove_files(cluster: ClusterRecord) -> None:
     folder = Path(cluster.launched.config).parent
     for name in ("cluster.yaml", "known_hosts", "tunnel.lock"):
         (folder / name).unlink(missing_ok=True)
-    for path in (folder / "launcher", Path(cluster.temp_dir)):
+    for path in (folder / "launcher", folder / "tls", folder / "tls-here", Path(cluster.temp_dir)):
         shutil.rmtree(path, ignore_errors=True)

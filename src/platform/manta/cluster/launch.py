@@ -30,6 +30,7 @@ from manta.cluster import (
     provider,
     record,
     ssh,
+    tls,
     tunnel,
 )
 from manta.cluster.launcher import LaunchOptions, LaunchPlan
@@ -44,7 +45,7 @@ Tell = Callable[[str], None]
 
 
 def options_here(
-    name: str, source: Path, config_passthrough: Mapping[str, Any], *, tls: bool
+    name: str, source: Path, config_passthrough: Mapping[str, Any], *, with_tls: bool
 ) -> LaunchOptions:
     """Options for a cluster: those of an earlier start, if its record is there.
 
@@ -75,7 +76,8 @@ def options_here(
         token_path=credentials.token_path(name),
         temp_dir=Path("/tmp", f"manta-{cluster_id}"),  # short: ssh's socket has 104 characters
         worker_resources=launcher.given_resources(config_passthrough),
-        tls=tls or bool(earlier and earlier.launched and earlier.launched.tls),
+        tls=with_tls or bool(earlier and earlier.launched and earlier.launched.tls),
+        new_keys=with_tls,
         earlier=earlier,
     )
 
@@ -136,10 +138,11 @@ def execute(
     """
     require_hosts_free(plan)
     with lock(plan.record.name):
+        restart = _changes(plan)
         cluster = _prepare(plan)
         was_up = bool(cluster.launched and cluster.launched.is_up)
         try:
-            return _launch(cluster, time.monotonic() + timeout_s, tell)
+            return _launch(cluster, time.monotonic() + timeout_s, tell, restart=restart)
         except MantaError as error:
             if was_up or keep:
                 raise
@@ -147,10 +150,20 @@ def execute(
             raise _after_ending(cluster.name, error) from None
 
 
+def _changes(plan: LaunchPlan) -> bool:
+    """Whether Ray has to be started anew: not if the same file brought the cluster up before."""
+    assert plan.record.launched
+    config = Path(plan.record.launched.config)
+    same = config.exists() and config.read_text() == plan.config_text
+    return not (same and plan.record.launched.is_up) or plan.new_keys
+
+
 def _prepare(plan: LaunchPlan) -> ClusterRecord:
     """Files and record first, so that a lost terminal loses nothing."""
     assert plan.record.launched
     credentials.ensure_token(plan.record.name)
+    if plan.new_keys:
+        tls.new_keys(Path(plan.record.launched.config).parent)
     config = Path(plan.record.launched.config)
     partial = config.with_suffix(".partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -164,8 +177,10 @@ def _prepare(plan: LaunchPlan) -> ClusterRecord:
     return cluster
 
 
-def _launch(cluster: ClusterRecord, deadline: float, tell: Tell) -> ClusterRecord:
-    cluster = _ray_up(cluster, deadline, tell)
+def _launch(
+    cluster: ClusterRecord, deadline: float, tell: Tell, *, restart: bool
+) -> ClusterRecord:
+    cluster = _ray_up(cluster, deadline, tell, restart=restart)
     cluster = _with_access(cluster)
     record.save(cluster)
     tell("Opening the tunnel")
@@ -181,12 +196,14 @@ def _launch(cluster: ClusterRecord, deadline: float, tell: Tell) -> ClusterRecor
     return cluster
 
 
-def _ray_up(cluster: ClusterRecord, deadline: float, tell: Tell) -> ClusterRecord:
+def _ray_up(
+    cluster: ClusterRecord, deadline: float, tell: Tell, *, restart: bool
+) -> ClusterRecord:
     """Run `ray up`, or wait for the one that a lost terminal left running."""
     log = log_path(cluster)
     running = _left_running(cluster)
     if running is None:
-        running = _spawn(cluster, log)
+        running = _spawn(cluster, log, restart=restart)
         cluster = replace(cluster, pid=running.pid)
         record.save(cluster)
     try:
@@ -205,10 +222,11 @@ def log_path(cluster: ClusterRecord) -> Path:
     return Path(cluster.launched.config).with_name("ray-up.log")
 
 
-def _spawn(cluster: ClusterRecord, log: Path) -> psutil.Popen:
+def _spawn(cluster: ClusterRecord, log: Path, *, restart: bool) -> psutil.Popen:
+    words = launcher.ray_words("up", cluster)
     with log.open("wb") as stream:
         return psutil.Popen(
-            launcher.ray_words("up", cluster),
+            words if restart else [*words, "--no-restart"],  # Ray restarts the head otherwise
             executable=launcher.ray_binary(),
             env=provider.environment(log.parent),
             stdin=subprocess.DEVNULL,

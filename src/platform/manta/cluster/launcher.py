@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from manta import storage
+from manta.cluster import tls
 from manta.cluster.processes import CLUSTER_ID_VARIABLE
 from manta.cluster.record import Access, ClusterRecord, Launched
 from manta.errors import InputError
@@ -52,6 +53,9 @@ class LaunchOptions:
     worker_resources: Mapping[str, float] = field(default_factory=dict)
     """What an on-premise worker offers, in Ray's units; empty if not known."""
     tls: bool = False
+    new_keys: bool = False
+    """Make a new CA, also where there is one."""
+    prices: tuple[Path, ...] = ()
     earlier: ClusterRecord | None = None
     """The record of an earlier start of the same cluster."""
 
@@ -65,6 +69,7 @@ class LaunchPlan:
     added: tuple[str, ...]
     """What was changed in the user's file and why, one line each."""
     record: ClusterRecord
+    new_keys: bool = False
 
     def command(self) -> str:
         """The plain command line that a shell would run."""
@@ -97,6 +102,7 @@ def plan_launch(options: LaunchOptions) -> LaunchPlan:
         config_text=yaml.safe_dump(config, sort_keys=False, width=1000),
         added=tuple(added),
         record=_record(config, options),
+        new_keys=options.new_keys,
     )
 
 
@@ -232,9 +238,11 @@ def _started(command: str, environment: Mapping[str, str], key: str) -> str:
         command = _RAY_START.sub(lambda m: f"{m.group()} --dashboard-host={LOOPBACK}", command, 1)
     # A leading tilde is expanded by the shell only outside quotes.
     exports = " ".join(
-        f"{n}={v if v.startswith('~') else shlex.quote(v)}" for n, v in environment.items()
+        f"{name}={value if value.startswith('~') else shlex.quote(value)}"
+        for name, value in environment.items()
     )
-    return f"unset RAY_ADDRESS RAY_AUTH_TOKEN; export {exports}; {command}"
+    first = f"{tls.make_certificate(TLS_MOUNT)}; " if "RAY_USE_TLS" in environment else ""
+    return f"unset RAY_ADDRESS RAY_AUTH_TOKEN; {first}export {exports}; {command}"
 
 
 def _leave_nothing(config: dict[str, Any]) -> list[str]:
@@ -284,6 +292,7 @@ def _record(config: Mapping[str, Any], options: LaunchOptions) -> ClusterRecord:
             gcs_port=_port(head, "port", 6379),
             ray_temp_dir=_option(head, "temp-dir") or "/tmp/ray",
             tls=options.tls,
+            prices=tuple(str(path.absolute()) for path in options.prices),
         ),
     )
 

@@ -56,6 +56,8 @@ class Launched:
     serve_port: int = 8000
     ray_temp_dir: str = "/tmp/ray"
     tls: bool = False
+    prices: tuple[str, ...] = ()
+    """The user's price files, absolute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class ClusterRecord:
 
     def client_environment(self) -> dict[str, str]:
         """Variables under which plain `ray` and `serve` commands reach this cluster."""
-        return {
+        variables = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": self.token_path,
             "RAY_ADDRESS": self.gcs_address,
@@ -93,6 +95,11 @@ class ClusterRecord:
             LOOPBACK_VARIABLE: "0",
             storage.ROOT_VARIABLE: self.storage_url,
         }
+        if self.launched and self.launched.tls:
+            from manta.cluster import tls
+
+            variables |= tls.client_environment(Path(self.launched.config).parent)
+        return variables
 
     def use(self) -> None:
         """Point this process's Ray clients at the cluster. Call before importing ray."""
@@ -160,6 +167,6 @@ def _read(file: Path) -> ClusterRecord:
     launched = value.pop("launched", None)
     if launched:
         launched["access"] = Access(**launched["access"])
-        launched["hosts"] = tuple(launched["hosts"])
+        launched |= {name: tuple(launched[name]) for name in ("hosts", "prices")}
         value["launched"] = Launched(**launched)
     return ClusterRecord(**value)

@@ -1,0 +1,214 @@
+"""A cluster on real hosts: closed, whole, growing, hurt and mended, ended. In the file's order."""
+
+import json
+import re
+import subprocess
+import time
+
+import pytest
+from hosts import lab, why_not
+from laptop import (
+    Laptop,
+    ask_everything,
+    ray_processes,
+    reachable,
+    wait_until,
+)
+
+pytestmark = [
+    pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
+    pytest.mark.timeout(300),
+]
+
+NAME = "lab"
+
+SPAN = """
+import ray, socket
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as On
+ray.init()
+group = placement_group([{"CPU": 1}] * 2, strategy="STRICT_SPREAD")
+ray.get(group.ready())
+where = ray.remote(num_cpus=1)(socket.gethostname)
+hosts = [where.options(scheduling_strategy=On(group, i)).remote() for i in range(2)]
+print("hosts", sorted([socket.gethostname(), *ray.get(hosts)]))
+"""
+
+SLOW_SUM = """
+import ray, time
+ray.init()
+@ray.remote(num_cpus=1)
+def square(n):
+    time.sleep(3)
+    return n * n
+left, total = [square.remote(n) for n in range(16)], 0
+while left:
+    done, left = ray.wait(left)
+    total += ray.get(done[0])
+    print("done", 16 - len(left), flush=True)
+print("total", total)
+"""
+
+LONG_TASK = """
+import ray, time
+ray.init()
+@ray.remote(num_cpus=2, max_retries=0)
+def nap(n):
+    time.sleep(20)
+    return n
+print("naps", ray.get([nap.remote(n) for n in range(2)]))
+"""
+
+# Six tasks that wait for each other need a third host: two have room for four.
+CROWD = """
+import ray, socket, time
+ray.init()
+@ray.remote(num_cpus=0)
+class Room:
+    count = 0
+    def enter(self):
+        self.count += 1
+    def number(self):
+        return self.count
+room = Room.remote()
+@ray.remote(num_cpus=1)
+def guest():
+    ray.get(room.enter.remote())
+    while ray.get(room.number.remote()) < 6:
+        time.sleep(0.2)
+    return socket.gethostname()
+print("crowd", sorted(set(ray.get([guest.remote() for _ in range(6)]))))
+"""
+
+
+@pytest.fixture(scope="module")
+def laptop():
+    with lab(4) as started:
+        laptop = Laptop(started)
+        laptop.up = laptop.run(
+            "manta", "up", str(laptop.write(NAME)), "--yes", "--timeout-s", "150", timeout_s=200
+        )
+        yield laptop
+        laptop.run("manta", "down", "--name", NAME, "--yes", "--forget")
+
+
+def test_up_brings_all_minimum_workers_into_the_cluster(laptop):
+    assert laptop.up.returncode == 0, laptop.up.stderr
+    status = laptop.status(NAME)
+    assert status["state"] == "up"
+    assert len(laptop.workers(NAME)) == 2
+    assert {node["node_type"] for node in status["nodes"]} == {"head", "local.cluster.node"}
+
+
+def test_a_job_spans_all_hosts(laptop):
+    laptop.submit(NAME, "span", SPAN)
+    assert "hosts ['h0', 'h1', 'h2']" in laptop.finished(NAME, "span")
+
+
+def test_plain_ray_and_serve_commands_work_from_the_laptop(laptop):
+    variables = laptop.variables(NAME)
+    assert "local.cluster.node" in laptop.run("ray", "status", **variables).stdout
+    assert "HEALTHY" in laptop.run("serve", "status", **variables).stdout
+    assert laptop.run("manta", "apps", "--name", NAME).returncode == 0
+
+
+def test_the_tunnel_is_reopened_when_it_died(laptop):
+    assert laptop.status(NAME)["state"] == "up"
+    known = json.loads((laptop.home / f".manta/clusters/{NAME}/cluster.json").read_text())
+    words = ["ssh", "-S", f"{known['temp_dir']}/ssh", "-O", "exit", "head"]
+    subprocess.run(laptop.lab.laptop(*words), check=True, capture_output=True)
+    assert laptop.status(NAME)["state"] == "up"
+
+
+def test_no_port_of_any_host_answers_without_the_token(laptop):
+    found = laptop.lab
+    ports = {host.address: reachable(found, host) for host in found.hosts}
+    ports = {address: [p for p in numbers if p != 22] for address, numbers in ports.items()}
+    assert len(ports[found.hosts[0].address]) > 5
+    routes = registered_routes(found.hosts[0].folder / "tmp")
+    assert len(routes) > 50
+    origins = [found.inside(host) for host in found.hosts] + [found.laptop()]
+    answers = [a for words in origins for a in ask_everything(found, words, ports, routes)]
+    # Ray's agent says "raylet: success" to anybody, on purpose and without any data.
+    health = {"GET /api/healthz", "GET /api/local_raylet_healthz"}
+    told = [a for a in answers if a[3].replace("HEAD", "GET") not in health]
+    assert told == []
+
+
+def test_a_second_up_of_the_same_file_goes_on_with_what_is_there(laptop):
+    before = laptop.status(NAME)["gcs_address"]
+    dry = laptop.run("manta", "up", str(laptop.write(NAME)), "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "ray up" in dry.stdout
+    assert laptop.status(NAME)["gcs_address"] == before
+    other = laptop.run("manta", "up", str(laptop.write("other")), "--yes")
+    assert other.returncode == 2
+    assert "belongs to cluster `lab`" in other.stderr
+
+
+def test_the_autoscaler_adds_a_host_for_demand_and_removes_it_when_idle(laptop):
+    laptop.submit(NAME, "crowd", CROWD)
+    assert "crowd ['h1', 'h2', 'h3']" in laptop.finished(NAME, "crowd", timeout_s=100)
+    wait_until(lambda: len(laptop.workers(NAME)) == 2, 90)
+    kept = laptop.workers(NAME)
+    removed = next(h for h in laptop.lab.hosts[1:] if h.address not in kept)
+    wait_until(
+        lambda: not ray_processes(laptop.lab, removed),
+        30,
+        lambda: ray_processes(laptop.lab, removed),
+    )
+
+
+def test_work_survives_a_partition_of_ten_seconds(laptop):
+    before = laptop.workers(NAME)
+    laptop.submit(NAME, "naps", LONG_TASK)
+    wait_until(lambda: laptop.status(NAME)["used"].get("CPU") == 4, 60)
+    away = next(host for host in laptop.lab.hosts[1:] if host.address in before)
+    laptop.lab.unplug(away)
+    time.sleep(10)  # the partition itself
+    laptop.lab.plug(away)
+    assert "naps [0, 1]" in laptop.finished(NAME, "naps")
+    assert laptop.workers(NAME) == before
+
+
+def test_a_job_is_right_although_a_host_dies_under_it(laptop):
+    victim = next(h for h in laptop.lab.hosts[1:] if h.address in laptop.workers(NAME))
+    laptop.submit(NAME, "sum", SLOW_SUM)
+    wait_until(lambda: "done 2" in laptop.job(NAME, "sum")[1], 60)
+    laptop.lab.power_off(victim)
+    assert f"total {sum(n * n for n in range(16))}" in laptop.finished(NAME, "sum", 150)
+
+
+def test_another_host_takes_the_place_of_the_dead_one(laptop):
+    wait_until(lambda: len(laptop.workers(NAME)) == 2, 120, lambda: laptop.status(NAME))
+    for host in laptop.lab.hosts:
+        if not host.pid:
+            laptop.lab.power_on(host)
+
+
+def test_status_tells_events_and_cost(laptop):
+    done = laptop.run("manta", "status", "--name", NAME)
+    assert "Event: " in done.stdout, done.stderr
+    assert "price is not known" in done.stdout
+
+
+def test_down_asks_and_then_leaves_nothing_on_any_host(laptop):
+    asked = laptop.run("manta", "down", "--name", NAME)
+    assert asked.returncode == 2
+    assert "--yes" in asked.stderr
+    done = laptop.run("manta", "down", "--name", NAME, "--yes")
+    assert done.returncode == 0, done.stderr
+    for host in laptop.lab.hosts:
+        assert ray_processes(laptop.lab, host) == []
+        assert not (host.folder / "home/ray_bootstrap_key.pem").exists()
+        assert not (host.folder / "home/.ray/auth_token").exists()
+    assert laptop.run("manta", "status", "--name", NAME).returncode == 1
+
+
+def registered_routes(tmp):
+    """Every HTTP route that Ray's servers on the head say they have: method and path."""
+    routes = set()
+    for log in tmp.glob("ray/session_2*/logs/*.log"):
+        for method, path in re.findall(r"\[(\w+)\] <\w*Resource\s+(\S+?)>", log.read_text()):
+            routes.add((method, path.replace("{", "").replace("}", "")))
+    return [["GET", "/"], ["GET", "/metrics"], *map(list, sorted(routes))]

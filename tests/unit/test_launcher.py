@@ -1,0 +1,208 @@
+"""What is given to Ray's launcher: the user's file and what closes it."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from manta.cluster import cloud_errors, launcher, outlook
+from manta.cluster.launcher import LaunchOptions, plan_launch
+from manta.errors import InputError
+from manta.plan.clusters import Cluster, NodeType
+from manta.spec.catalog import Catalog
+
+CLOUD = {
+    "cluster_name": "theirs",
+    "provider": {"type": "aws", "region": "us-west-2"},
+    "auth": {"ssh_user": "ubuntu"},
+    "available_node_types": {
+        "head": {"node_config": {"InstanceType": "m7i.xlarge"}},
+        "cpu": {"node_config": {"InstanceType": "m7i.xlarge"}, "min_workers": 2},
+    },
+    "head_node_type": "head",
+    "file_mounts": {"~/code": "code"},
+    "head_start_ray_commands": [
+        "ray stop",
+        "ulimit -n 65536; ray start --head --port=6380 --dashboard-host 0.0.0.0",
+    ],
+    "worker_start_ray_commands": ["ray start --address=$RAY_HEAD_IP:6380"],
+}
+ON_PREMISE = {
+    "cluster_name": "theirs",
+    "provider": {"type": "local", "head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2", "10.0.0.3"]},
+    "auth": {"ssh_user": "ray", "ssh_private_key": "~/.ssh/key"},
+    "setup_commands": ["echo set up"],
+    "min_workers": 2,
+}
+
+
+def options(config, **changes):
+    made = LaunchOptions(
+        name="mine",
+        source=Path("/somewhere/c.yaml"),
+        config_passthrough=config,
+        folder=Path("/home/me/.manta/clusters/mine"),
+        cluster_id="abc",
+        dashboard_port=20001,
+        serve_port=20002,
+        gcs_port=20003,
+        storage_url="s3://bucket/team",
+        token_path=Path("/home/me/.manta/clusters/mine/auth_token"),
+        temp_dir=Path("/tmp/manta-abc"),
+    )
+    return replace(made, **changes)
+
+
+def derived(config, **changes):
+    return yaml.safe_load(plan_launch(options(config, **changes)).config_text)
+
+
+def exported(command):
+    words = shlex.split(command.split("export ", 1)[1].split("; ", 1)[0])
+    return dict(word.split("=", 1) for word in words)
+
+
+@pytest.mark.parametrize("config", [CLOUD, ON_PREMISE], ids=["cloud", "on-premise"])
+def test_every_ray_start_has_the_token_the_mode_and_the_clusters_id(config):
+    made = derived(config)
+    commands = [*made["head_start_ray_commands"], *made["worker_start_ray_commands"]]
+    starts = [command for command in commands if "ray start" in command]
+    assert len(starts) == 2
+    for command in starts:
+        variables = exported(command)
+        assert variables["RAY_AUTH_MODE"] == "token"
+        assert variables["RAY_AUTH_TOKEN_PATH"] == launcher.TOKEN_MOUNT
+        assert variables["MANTA_CLUSTER_ID"] == "abc"
+        assert variables["MANTA_STORAGE"] == "s3://bucket/team"
+        assert command.index("export RAY_AUTH_MODE") < command.index("ray start")
+    assert made["file_mounts"][launcher.TOKEN_MOUNT].endswith("clusters/mine/auth_token")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "ray start --head",
+        "ray start --head --dashboard-host=0.0.0.0 --port=1",
+        "ray start --dashboard-host 10.0.0.1 --head",
+        "sudo ray start --head --dashboard-host '0.0.0.0'",
+    ],
+)
+def test_the_dashboard_listens_on_loopback_whatever_the_file_says(start):
+    head = derived(CLOUD | {"head_start_ray_commands": [start]})["head_start_ray_commands"][0]
+    assert head.count("--dashboard-host") == 1
+    assert "--dashboard-host=127.0.0.1" in head
+
+
+def test_the_plain_file_is_not_changed_and_its_name_gives_way():
+    before = yaml.safe_dump(CLOUD)
+    assert derived(CLOUD)["cluster_name"] == "mine"
+    assert yaml.safe_dump(CLOUD) == before
+
+
+def test_relative_paths_are_made_absolute_so_that_later_commands_may_run_elsewhere():
+    assert derived(CLOUD)["file_mounts"]["~/code"] == str(Path("code").absolute())
+
+
+def test_stopped_machines_are_not_kept_unless_the_file_asks_for_it():
+    assert derived(CLOUD)["provider"]["cache_stopped_nodes"] is False
+    kept = CLOUD | {"provider": CLOUD["provider"] | {"cache_stopped_nodes": True}}
+    assert derived(kept)["provider"]["cache_stopped_nodes"] is True
+
+
+def test_an_on_premise_head_does_not_count_among_the_workers():
+    made = derived(ON_PREMISE, worker_resources={"CPU": 4.0})
+    types = made["available_node_types"]
+    assert made["head_node_type"] == "head"
+    assert types["head"]["max_workers"] == 0
+    assert types["local.cluster.node"]["min_workers"] == 2
+    assert types["local.cluster.node"]["resources"] == {"CPU": 4.0}
+    assert made["worker_setup_commands"] == ["echo set up"]
+
+
+def test_ray_takes_the_derived_on_premise_file_as_it_is():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    made = derived(ON_PREMISE)
+    assert prepare_config(made) == made
+    validate_config(made)
+
+
+def test_the_record_knows_ports_hosts_and_minimum_workers():
+    launched = plan_launch(options(CLOUD)).record.launched
+    assert (launched.gcs_port, launched.dashboard_port) == (6380, 8265)
+    assert launched.num_min_workers == 2
+    assert plan_launch(options(ON_PREMISE)).record.launched.hosts == ("10.0.0.2", "10.0.0.3")
+
+
+def test_a_file_that_starts_no_head_is_refused():
+    with pytest.raises(InputError, match="no `ray start`"):
+        plan_launch(options(CLOUD | {"head_start_ray_commands": ["true"]}))
+
+
+def test_tls_makes_a_certificate_on_the_host_before_ray_starts():
+    head = derived(CLOUD, tls=True)["head_start_ray_commands"][1]
+    assert head.index("openssl x509") < head.index("ray start")
+    assert exported(head)["RAY_USE_TLS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("said", "what", "fix"),
+    [
+        (
+            "An error occurred (InsufficientInstanceCapacity) when calling RunInstances",
+            "free",
+            "zone",
+        ),
+        (
+            "botocore.exceptions.ClientError: (VcpuLimitExceeded) You have requested",
+            "quota",
+            "quota",
+        ),
+        (
+            "botocore.exceptions.NoCredentialsError: Unable to locate credentials",
+            "no cred",
+            "log in",
+        ),
+        ("google.auth.exceptions.DefaultCredentialsError: not found", "no cred", "gcloud"),
+        ("Code: ZONE_RESOURCE_POOL_EXHAUSTED", "free", "zone"),
+        ("Quota 'NVIDIA_L4_GPUS' exceeded.  Limit: 1.0", "quota", "quota"),
+        ("(QuotaExceeded) Operation could not be completed", "quota", "quota"),
+        ("(SkuNotAvailable) The requested size is not available", "free", "zone"),
+        (
+            "UnauthorizedOperation: You are not authorized to perform: ec2:RunInstances",
+            "lack",
+            "grant",
+        ),
+    ],
+)
+def test_a_clouds_error_is_shown_with_its_meaning_and_what_to_do(said, what, fix):
+    error = cloud_errors.explained("the head was not started", f"INFO hello\n{said}\nINFO bye")
+    assert said in error.what
+    assert what in error.what
+    assert fix in error.fix
+
+
+def test_an_unknown_error_is_quoted_whole():
+    assert "something new" in cloud_errors.explained("it failed", "a\nsomething new\n").what
+
+
+def test_waiting_demand_is_told_with_the_schedulers_reason():
+    planned = Cluster(
+        file="c",
+        name="c",
+        provider="aws",
+        cloud="aws",
+        region="us-west-2",
+        head="head",
+        max_workers=2,
+        node_types=(
+            NodeType(name="head", resources={"CPU": 0.0}),
+            NodeType(name="cpu", resources={"CPU": 4.0}, max_workers=2),
+        ),
+    )
+    lines = [" {'GPU': 1.0}: 3+ pending tasks/actors", " (no more)"]
+    (waiting,) = outlook.waiting(lines, planned, Catalog())
+    assert "GPU" in waiting.what
+    assert "GPU" in waiting.why
