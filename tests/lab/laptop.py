@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -90,7 +89,7 @@ class Laptop:
 
     def submit(self, name: str, job: str, code: str) -> None:
         """Submit Python code as a job with plain Ray; returns when it is accepted."""
-        words = ["--no-wait", "--submission-id", job, "--", "python", "-c", shlex.quote(code)]
+        words = ["--no-wait", "--submission-id", job, "--", "python", "-c", code]
         done = self.run("ray", "job", "submit", *words, **self.variables(name))
         assert done.returncode == 0, done.stderr
 

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 1800.0
 
+# What plain `ray up` would leave open, and the derived file closes.
+CLOSED_HERE = (
+    "cluster-auth-off",
+    "cluster-auth-partial",
+    "cluster-token-not-shipped",
+    "cluster-dashboard-open",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -69,7 +77,7 @@ def _check(file: Path) -> None:
     """Print what `manta check` finds; raise InvalidSpec if there is an error among it."""
     from manta import check
 
-    findings = check.files([file])
+    findings = [each for each in check.files([file]) if each.rule not in CLOSED_HERE]
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         raise InvalidSpec(errors)

@@ -96,7 +96,9 @@ def _existing(file: str) -> Existing:
         tags = provider.node_tags(node)
         is_head = tags.get("ray-node-type") == "head"
         if is_head:
-            head = (provider.internal_ip if internal else provider.external_ip)(node) or ""
+            address = provider.internal_ip if internal else provider.external_ip
+            by_id = auth.get("ssh_proxy_use_node_id")  # e.g. AWS's session manager
+            head = str(node) if by_id else address(node) or ""
         machines.append(
             Machine(
                 id=str(node),
