@@ -31,8 +31,11 @@ def main(config_file: str, output: Path) -> None:
     )
     tokenizer.write_folder(tokenizer.train(texts, config.tokenizer), str(output / "tokenizer"))
     trained, end_of_text = tokenizer.load(str(output / "tokenizer"))
+    table = packing.spaces(trained)
     for split, rows in splits.items():
-        tokens = list(packing.encode((document for _, document in rows), trained, end_of_text))
+        rate = config.tokenizer.loose_space_rate if split == "train" else 0.0
+        encoded = packing.encode((document for _, document in rows), trained, end_of_text)
+        tokens = [packing.loosen(ids, table, rate) for ids in encoded]
         blocks = packing.pack(tokens, config.sequence_length)
         _write(output / f"{split}.parquet", packing.parquet_bytes(packing.blocks_table(blocks)))
         print(f"{split}: {len(rows)} documents, {blocks.size} tokens")

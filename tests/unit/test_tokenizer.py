@@ -1,5 +1,6 @@
 """The tokenizer, and packing its tokens into blocks."""
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -38,6 +39,21 @@ def test_any_text_comes_back_from_its_tokens(folder):
     for text in [*TEXTS, "tab\tnew\n\nline  two blanks", "é 漢字 😀 \u0301", f"a{END_OF_TEXT}b"]:
         ids = trained.encode(text, add_special_tokens=False).ids
         assert trained.decode(ids, skip_special_tokens=False) == text
+
+
+def test_some_training_words_have_their_space_apart_and_the_text_stays_the_same(folder):
+    trained, end_of_text = tokenizer.load(folder)
+    table = packing.spaces(trained)
+    (plain,) = packing.encode(TEXTS[:1], trained, end_of_text)
+    loose = packing.loosen(plain, table, 0.2)
+    assert trained.decode(list(loose[:-1])) == TEXTS[0]
+    words = sum(table.bare[plain] >= 0)
+    assert 0.1 * words < len(loose) - len(plain) < 0.3 * words
+    prompt = trained.encode(" if ", add_special_tokens=False).ids
+    before, after = (list(itertools.pairwise(ids)).count(tuple(prompt)) for ids in (plain, loose))
+    assert after > before
+    assert (packing.loosen(plain, table, 0.2) == loose).all()
+    assert (packing.loosen(plain, table, 0.0) == plain).all()
 
 
 def test_text_that_spells_a_special_token_is_not_taken_for_one(folder):

@@ -22,6 +22,9 @@ class TokenizerConfig(Spec):
     """URL of a folder with tokenizer.json, instead of training one."""
     train_max_bytes: int = Field(16_000_000, ge=1)
     """Text that the trainer sees, at most; the merges hardly change beyond some tens of MB."""
+    loose_space_rate: float = Field(0.05, ge=0, le=1)
+    """Share of the training text's words whose leading space is a token of its own, as it is at
+    the end of a prompt such as `def `."""
 
 
 class PrepareConfig(Spec):

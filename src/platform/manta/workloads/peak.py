@@ -6,7 +6,8 @@ import re
 
 PEAK_BF16_FLOPS = {
     # Dense bf16, without sparsity, by a part of torch.cuda.get_device_name(). First match wins.
-    # The figures were not compared with the named sheets again: do so before publishing an MFU.
+    # H200, H100, A100 and L4 agree with reprints of the named sheets (2026-11); the others were
+    # not compared: do so before publishing an MFU of them.
     "B200": 2250e12,  # NVIDIA DGX B200 datasheet: fp8 is 72 PFLOP/s over 8 GPUs with sparsity
     "H200": 989e12,  # NVIDIA H200 datasheet, SXM: 1,979 with sparsity
     "H100 NVL": 835e12,  # NVIDIA H100 datasheet: 1,671 with sparsity

@@ -275,7 +275,9 @@ def _pack_shard(
     token_counts = np.zeros(vocab_size, np.int64)
     row: dict[str, Any] = {"files": []}
     for split, documents in splits.items():
-        blocks, row[split] = _blocks([document for _, document in documents], config, place)
+        rate = config.tokenizer.loose_space_rate if split == "train" else 0.0
+        texts = [document for _, document in documents]
+        blocks, row[split] = _blocks(texts, rate, config.sequence_length, place)
         if len(blocks):
             _write(row["files"], place, f"{split}/{shard:05d}", packing.blocks_table(blocks))
         if split == "train":
@@ -287,11 +289,16 @@ def _pack_shard(
 
 
 def _blocks(
-    documents: Sequence[str], config: PrepareConfig, place: Place
+    documents: Sequence[str], loose_space_rate: float, sequence_length: int, place: Place
 ) -> tuple[NDArray[np.int32], dict[str, int]]:
     """The documents' blocks, and what there is to count."""
-    tokens = list(packing.encode(documents, *tokenizer.load(place.tokenizer)))
-    blocks = packing.pack(tokens, config.sequence_length)
+    trained, end_of_text = tokenizer.load(place.tokenizer)
+    table = packing.spaces(trained)
+    tokens = [
+        packing.loosen(ids, table, loose_space_rate)
+        for ids in packing.encode(documents, trained, end_of_text)
+    ]
+    blocks = packing.pack(tokens, sequence_length)
     return blocks, {
         "documents": len(documents),
         "bytes": sum(len(document.encode()) for document in documents),
