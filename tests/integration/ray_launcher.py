@@ -86,7 +86,7 @@ def launcher(environment: Mapping[str, str], command: Sequence[str] = RAY) -> It
     settings = {
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder),
-        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "AUTOSCALER_NODE_START_WAIT_S": "1",  # one try of SSH
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",

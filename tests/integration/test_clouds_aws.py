@@ -8,6 +8,7 @@ request (capacity, quotas, boot, placement) is not shown: only what is asked for
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,15 +16,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from aws_api import AwsApi, Call, aws_api
-from ray_launcher import RAY, ROOT, Ended, Launcher, launcher
+import ray
+from aws_account import OFFICE, REGION, Account, an_account, tags
+from aws_api import Call, Refusal
+from ray_launcher import RAY, Ended, Launcher, launcher
 
-REGION, ZONE = "us-west-2", "us-west-2b"
-OFFICE = "203.0.113.0/24"
 TYPES = {
     "head": "m7i.xlarge",
     "cpu": "m6id.4xlarge",
@@ -31,65 +32,19 @@ TYPES = {
     "gpu": "g6.2xlarge",
     "gpu8": "p4d.24xlarge",
 }
+NO_SPOT = Refusal(
+    action="RunInstances",
+    where={"InstanceMarketOptions.MarketType": "spot"},
+    status=500,
+    code="InsufficientInstanceCapacity",
+    message="We currently do not have sufficient g6.2xlarge capacity in the Availability Zone "
+    "you requested (us-west-2b).",
+)
 ASK = """
 import json, sys
 from ray.autoscaler.v2.sdk import request_cluster_resources
 request_cluster_resources(sys.argv[1], json.loads(sys.argv[2]))
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Account:
-    """An AWS account with what the head of aws.yaml tells its reader to make."""
-
-    api: AwsApi
-    ec2: Any
-    iam: Any
-    subnet: str
-    group: str
-
-    def file(self, text: str | None = None) -> str:
-        """aws.yaml with this account's names in the places that its head tells to replace."""
-        text = text or (ROOT / "cluster/aws.yaml").read_text()
-        named = text.replace("subnet-00000000000000000", self.subnet)
-        return named.replace("sg-00000000000000000", self.group)
-
-    def environment(self) -> dict[str, str]:
-        return {
-            "AWS_ENDPOINT_URL": self.api.url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "no_proxy": "*",
-        }
-
-    def instances(self) -> dict[str, dict[str, Any]]:
-        """The instances that are not terminated, by Ray's node type."""
-        found = [i for r in self.ec2.describe_instances()["Reservations"] for i in r["Instances"]]
-        alive = [i for i in found if i["State"]["Name"] != "terminated"]
-        return {tags(i)["ray-user-node-type"]: i for i in alive}
-
-
-def tags(instance: dict[str, Any]) -> dict[str, str]:
-    return {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
-
-
-@contextmanager
-def an_account() -> Iterator[Account]:
-    with aws_api() as api:
-        session = boto3.session.Session("test", "test", region_name=REGION)
-        ec2, iam = (session.client(name, endpoint_url=api.url) for name in ("ec2", "iam"))
-        vpc = ec2.create_vpc(CidrBlock="10.20.0.0/16")["Vpc"]["VpcId"]
-        subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.20.1.0/24", AvailabilityZone=ZONE)
-        group = ec2.create_security_group(GroupName="manta", Description="-", VpcId=vpc)["GroupId"]
-        ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": OFFICE}]}
-        members = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
-        ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ssh, members])
-        for name in ("manta-head", "manta-worker"):
-            iam.create_instance_profile(InstanceProfileName=name)
-        subnet_id = subnet["Subnet"]["SubnetId"]
-        api.calls.clear()
-        yield Account(api=api, ec2=ec2, iam=iam, subnet=subnet_id, group=group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +75,11 @@ def story() -> Iterator[Story]:
         with _head(here, after_up["head"]["InstanceId"]) as gcs:
             _ask(here, gcs, [{"CPU": 16}, {"GPU": 1}])
             _until(lambda: {"cpu", "gpu-spot"} <= account.instances().keys(), "cpu, gpu-spot")
+            with account.api.refusing(NO_SPOT):
+                _ask(here, gcs, [{"CPU": 16}, {"GPU": 1}, {"GPU": 1}])
+                _until(lambda: "gpu" in account.instances(), "gpu on demand")
             _turn_on(here, "gpu8")
-            _ask(here, gcs, [{"CPU": 16}, {"GPU": 1}, {"GPU": 8}])
+            _ask(here, gcs, [{"CPU": 16}, {"GPU": 1}, {"GPU": 1}, {"GPU": 8}])
             _until(lambda: "gpu8" in account.instances(), "gpu8")
             running = account.instances()
         group = account.ec2.describe_security_groups(GroupIds=[account.group])
@@ -139,9 +97,11 @@ def story() -> Iterator[Story]:
 @contextmanager
 def _head(here: Launcher, instance_id: str) -> Iterator[str]:
     """Ray's head as it would run on the instance, its autoscaler included; yields its address."""
-    here.write("bootstrap.json", json.dumps(here.resolved()))
+    config = here.resolved()
+    here.write("bootstrap.json", json.dumps(config))
     port = _free_port()
     told = {
+        "PYTHONPATH": _own_ray(here, config["head_setup_commands"][-1]),
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": instance_id,
         "RAY_NODE_TYPE_NAME": "head",
@@ -166,6 +126,20 @@ def _head(here: Launcher, instance_id: str) -> Iterator[str]:
     finally:
         head.terminate()
         head.wait(timeout=30)
+
+
+def _own_ray(here: Launcher, setup_command: str) -> str:
+    """A copy of Ray's autoscaler on which the file's last set-up command for the head has run."""
+    installed, own = Path(ray.__file__).parent, here.folder / "own" / "ray"
+    (own / "autoscaler").mkdir(parents=True)
+    for path in installed.iterdir():
+        if path.name != "autoscaler":
+            (own / path.name).symlink_to(path)
+    shutil.copytree(installed / "autoscaler", own / "autoscaler", dirs_exist_ok=True)
+    environment = {**here.environment, "PYTHONPATH": str(own.parent)}
+    for _ in range(2):  # `ray up` runs it again each time
+        subprocess.run(["bash", "-c", setup_command], env=environment, check=True, timeout=60)
+    return str(own.parent)
 
 
 def _ask(here: Launcher, gcs: str, bundles: list[dict[str, int]]) -> None:
@@ -212,7 +186,7 @@ def test_ssh_goes_to_the_private_address_as_the_files_user(story: Story) -> None
     assert f" ubuntu@{address} " in story.ssh_calls[0]
 
 
-@pytest.mark.parametrize("node_type", ["head", "cpu", "gpu-spot", "gpu8"])
+@pytest.mark.parametrize("node_type", TYPES)
 def test_each_group_starts_its_machine_on_the_files_image(story: Story, node_type: str) -> None:
     instance = story.running[node_type]
     assert instance["InstanceType"] == TYPES[node_type]
@@ -222,7 +196,7 @@ def test_each_group_starts_its_machine_on_the_files_image(story: Story, node_typ
     assert instance["IamInstanceProfile"]["Arn"].endswith(f":instance-profile/{profile}")
 
 
-@pytest.mark.parametrize("node_type", ["head", "cpu", "gpu-spot", "gpu8"])
+@pytest.mark.parametrize("node_type", TYPES)
 def test_every_node_is_private_in_the_named_subnet_and_group(story: Story, node_type: str) -> None:
     instance = story.running[node_type]
     assert instance["SubnetId"] == story.account.subnet
@@ -254,7 +228,7 @@ def test_only_the_spot_group_asks_for_spot(story: Story) -> None:
         assert market == ("spot" if is_spot else None)
 
 
-@pytest.mark.parametrize("node_type", ["head", "cpu", "gpu-spot", "gpu8"])
+@pytest.mark.parametrize("node_type", TYPES)
 def test_instances_and_volumes_carry_the_tags_for_cost(story: Story, node_type: str) -> None:
     wanted = {"project": "manta", "cost-center": "research"}
     instance = story.running[node_type]
@@ -264,12 +238,19 @@ def test_instances_and_volumes_carry_the_tags_for_cost(story: Story, node_type: 
     assert asked == ("volume", "project", "manta", "cost-center", "research")
 
 
-@pytest.mark.parametrize("node_type", ["head", "cpu", "gpu-spot", "gpu8"])
+@pytest.mark.parametrize("node_type", TYPES)
 def test_volumes_are_encrypted_and_end_with_their_node(story: Story, node_type: str) -> None:
     asked = story.launch(node_type).parameters
     disk = {k.rpartition(".")[2]: v for k, v in asked.items() if ".Ebs." in k}
     wanted = {"VolumeSize": "200", "VolumeType": "gp3"}
     assert disk == wanted | {"Encrypted": "true", "DeleteOnTermination": "true"}
+
+
+def test_spot_without_capacity_falls_back_to_the_group_on_demand(story: Story) -> None:
+    """Only with the file's last set-up command for the head: Ray alone asks for spot for ever."""
+    assert "InstanceLifecycle" not in story.running["gpu"]
+    refused = [c for c in story.account.api.named("RunInstances") if NO_SPOT.applies_to(c)]
+    assert len(refused) <= 1 + 2 * 5  # the one before, and at most two tries of five calls
 
 
 def test_the_eight_gpu_group_has_an_efa_on_each_card_in_a_placement_group(story: Story) -> None:
