@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from manta.cluster import cloud_errors, launcher, outlook
+from manta.cli import main
+from manta.cluster import cloud_errors, joining, launcher, outlook
 from manta.cluster.launcher import LaunchOptions, plan_launch
-from manta.errors import InputError
+from manta.errors import InputError, InvalidSpec
 from manta.plan.clusters import Cluster, NodeType
 from manta.spec.catalog import Catalog
 
@@ -18,8 +20,8 @@ CLOUD = {
     "provider": {"type": "aws", "region": "us-west-2"},
     "auth": {"ssh_user": "ubuntu"},
     "available_node_types": {
-        "head": {"node_config": {"InstanceType": "m7i.xlarge"}},
-        "cpu": {"node_config": {"InstanceType": "m7i.xlarge"}, "min_workers": 2},
+        "head": {"resources": {}, "node_config": {"InstanceType": "m7i.xlarge"}},
+        "cpu": {"resources": {}, "node_config": {"InstanceType": "m7i.xlarge"}, "min_workers": 2},
     },
     "head_node_type": "head",
     "file_mounts": {"~/code": "code"},
@@ -206,3 +208,60 @@ def test_waiting_demand_is_told_with_the_schedulers_reason():
     (waiting,) = outlook.waiting(lines, planned, Catalog())
     assert "GPU" in waiting.what
     assert "GPU" in waiting.why
+
+
+def run(*words, home):
+    environment = {"MANTA_HOME": str(home)}
+    done = CliRunner().invoke(main.cli, ["up", *words], env=environment)
+    return done.exception, done.output
+
+
+@pytest.mark.parametrize("words", [["--yes"], ["--tls"], ["--keep"]])
+def test_options_for_a_file_are_refused_without_one(words, tmp_path):
+    error, _ = run(*words, home=tmp_path)
+    assert isinstance(error, InputError)
+    assert "manta up FILE" in error.fix
+
+
+def test_a_file_with_an_error_is_not_launched_and_nothing_is_written(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(CLOUD | {"max_worker": 3}))
+    error, _ = run(str(file), "--yes", home=tmp_path / "home")
+    assert isinstance(error, InvalidSpec)
+    assert "max_worker" in str(error)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_dry_run_prints_the_plain_command_and_what_is_added(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(CLOUD))
+    error, output = run(str(file), "--dry-run", "--name", "mine", home=tmp_path / "home")
+    assert error is None, error
+    assert f"ray up {tmp_path}/home/clusters/mine/cluster.yaml" in output
+    assert "RAY_AUTH_MODE=token" in output
+    assert "m7i.xlarge" in output
+    assert not (tmp_path / "home/clusters/mine/cluster.yaml").exists()
+
+
+def test_without_somebody_to_ask_nothing_is_launched(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(CLOUD))
+    error, _ = run(str(file), home=tmp_path / "home")
+    assert isinstance(error, InputError)
+    assert "--yes" in error.fix
+
+
+MONITOR = """
+NodeUpdater: 10.0.0.3: Got remote shell
+2026-11-22 01:00:00,000 INFO updater.py:283 -- [1/7] Waiting for SSH to become available
+2026-11-22 01:00:00,001 INFO command_runner.py:234 -- Fetched IP: 10.0.0.2
+ssh: connect to host 10.0.0.2 port 22: No route to host
+2026-11-22 01:00:01,001 VVINFO command_runner.py:1 -- Full command is `ssh 10.0.0.2`
+"""
+
+
+def test_the_log_of_one_host_begins_where_its_set_up_began():
+    lines = joining.lines_of(MONITOR, "10.0.0.2")
+    assert "No route to host" in lines[-1]
+    assert any("Waiting for SSH" in line for line in lines)
+    assert joining.lines_of(MONITOR, "10.0.0.9") == []

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from manta.cli import output
 from manta.errors import MantaError
+
+if TYPE_CHECKING:
+    from manta.cluster.record import ClusterRecord
 
 GIB = 2**30
 RECOMMENDED_MEMORY_GIB = 16
@@ -200,8 +203,9 @@ def _cluster(name: str) -> Iterator[Check]:
     if not record.path(name).exists():
         yield Check(what=what, verdict="ok", found="not up")
         yield from _ports()
+    elif (known := record.load(name)).launched:
+        yield _launched(known)
     else:
-        known = record.find(name)
         health = local.health(known)
         up = health.state == "up"
         fix = "" if up else f"start afresh with `manta down --name {name}` and `manta up`"
@@ -209,6 +213,19 @@ def _cluster(name: str) -> Iterator[Check]:
         found = f"{health.state}, {health.num_processes} processes, {known.dashboard_url}"
         yield Check(what=what, verdict=verdict, found=found, fix=fix)
     yield _token(name)
+
+
+def _launched(known: ClusterRecord) -> Check:
+    from manta.cluster import outlook
+
+    seen = outlook.reach(known)
+    head = known.launched.access.head if known.launched else ""
+    return Check(
+        what=f"cluster `{known.name}`",
+        verdict="ok" if seen.state == "up" else "fail",
+        found=f"{seen.state}, head {head or 'not there yet'}{': ' + seen.why if seen.why else ''}",
+        fix="" if seen.state == "up" else f"see `manta status --name {known.name}`",
+    )
 
 
 def _ports() -> Iterator[Check]:

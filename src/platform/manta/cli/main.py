@@ -18,7 +18,7 @@ INTERRUPTED = 130
 # Each name is a module beside this one that defines `command`. The line is repeated here so that
 # `manta --help` need not import them.
 COMMANDS = {
-    "up": "Start a Ray cluster on this machine.",
+    "up": "Start a Ray cluster: on this machine, or the one of a cluster YAML.",
     "down": "Stop a cluster and everything that it started.",
     "status": "Show a cluster: nodes, resources, jobs, applications.",
     "env": "Print the variables under which plain ray and serve commands reach a cluster.",
@@ -29,9 +29,12 @@ COMMANDS = {
     "render": "Write Kubernetes manifests for KubeRay from a cluster YAML.",
     "submit": "Submit one job: a spec, or a command.",
     "run": "Run a pipeline: jobs in the order of their needs.",
-    "jobs": "List jobs.",
+    "jobs": "List jobs; `jobs show` tells one's story.",
     "logs": "Print or follow the log of a job.",
     "stop": "Stop a job.",
+    "retry": "Put a job that failed back into the queue.",
+    "events": "Print what happened, in order.",
+    "queue": "Run the controller that starts queued jobs.",
     "deploy": "Deploy the applications of a Serve config.",
     "apps": "List deployed applications.",
     "undeploy": "Remove an application.",

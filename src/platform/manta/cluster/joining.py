@@ -124,7 +124,7 @@ def _not_joined(cluster: ClusterRecord, joined: Sequence[str], wanted: int) -> M
 
 
 def _about(cluster: ClusterRecord, worker: Missing, monitor: str) -> list[str]:
-    said = _lines_of(monitor, worker.address)
+    said = lines_of(monitor, worker.address)
     began = [step for line in said for words, step in _BEGAN.items() if words in line]
     step = began[-1] if began and not worker.step.startswith("joining") else worker.step
     lines = [f"{worker.address} is not there; it is at step: {step}"]
@@ -143,26 +143,20 @@ def _monitor_log(cluster: ClusterRecord) -> str:
     return ssh.on_head(cluster, ssh.in_ray(cluster, command)).out
 
 
-def _lines_of(monitor: str, address: str) -> list[str]:
+def lines_of(monitor: str, address: str) -> list[str]:
     """What the autoscaler's log says of one host, from where its set-up last began.
 
     Several hosts are set up at once and most lines do not say whose they are, so that a
     neighbour's may stand between.
     """
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in monitor.splitlines()]
-    start = next(
-        (
-            i
-            for i in reversed(range(len(lines)))
-            if "spawn_updater" in lines[i] and address in lines[i]
-        ),
-        0,
-    )
-    wanted = [
-        i for i, line in enumerate(lines) if address in line and not any(n in line for n in _NOISE)
-    ]
-    first = max(0, min([i for i in wanted if i >= start] or [len(lines)]) - 3)
-    return [line for line in lines[first:] if line and not any(n in line for n in _NOISE)]
+    lines = [line for line in lines if line and not any(noise in line for noise in _NOISE)]
+    about = [index for index, line in enumerate(lines) if address in line]
+    if not about:
+        return []
+    began = [index for index in about if "Fetched IP" in lines[index]]
+    # Two lines before its address is looked up the set-up says that it begins.
+    return lines[max(0, (began or about)[-1] - 2) :]
 
 
 def _complaints(monitor: str) -> list[str]:
