@@ -43,7 +43,7 @@ def encode(
 
 @dataclass(frozen=True, kw_only=True)
 class Spaces:
-    """Which tokens begin with a space, and what they are without it."""
+    """Which tokens are a word with its space, and what they are without it."""
 
     space: int
     """Id of the token that is one space; -1 if there is none."""
@@ -56,7 +56,7 @@ def spaces(tokenizer: Tokenizer) -> Spaces:
     vocab = tokenizer.get_vocab(with_added_tokens=False)
     bare = np.full(max(vocab.values()) + 1, -1, np.int32)
     for token, number in vocab.items():
-        if token.startswith("Ġ") and len(token) > 1:
+        if token.startswith("Ġ") and token[1:2] not in ("", "Ġ"):
             bare[number] = vocab.get(token[1:], -1)
     return Spaces(space=vocab.get("Ġ", -1), bare=bare)
 
