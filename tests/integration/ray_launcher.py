@@ -70,6 +70,7 @@ class Launcher:
         """The cluster config with all that the cloud added; the head's autoscaler works by it."""
         (cache,) = self.folder.glob("ray-config-*")
         config: dict[str, Any] = json.loads(cache.read_text())["config"]
+        config.pop("head_node", None)  # as Ray does before it ships the config to the head
         return config
 
 
@@ -82,7 +83,7 @@ def launcher(environment: Mapping[str, str], command: Sequence[str] = RAY) -> It
     (folder / "bin").mkdir()
     (folder / "bin" / "ssh").write_text(_SSH.format(log=folder / "ssh.log"))
     (folder / "bin" / "ssh").chmod(0o755)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "MANTA_", "RAY_"))}
     settings = {
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder),
