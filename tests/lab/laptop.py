@@ -97,9 +97,9 @@ class Laptop:
         """State and log of a job."""
         variables = self.variables(name)
         logs = self.run("ray", "job", "logs", job, **variables).stdout
-        status = self.run("ray", "job", "status", job, **variables).stdout
+        status = self.run("ray", "job", "status", job, **variables).stdout.upper()
         states = ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING")
-        return next((s for s in states if s in status), status), logs
+        return next((s for s in states if s in status.split(job.upper())[-1]), status), logs
 
     def finished(self, name: str, job: str, timeout_s: float = 120) -> str:
         """The log of a job when it has succeeded."""

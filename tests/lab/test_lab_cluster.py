@@ -180,10 +180,12 @@ def test_a_job_is_right_although_a_host_dies_under_it(laptop):
 
 
 def test_another_host_takes_the_place_of_the_dead_one(laptop):
-    wait_until(lambda: len(laptop.workers(NAME)) == 2, 120, lambda: laptop.status(NAME))
-    for host in laptop.lab.hosts:
-        if not host.pid:
-            laptop.lab.power_on(host)
+    try:
+        wait_until(lambda: len(laptop.workers(NAME)) == 2, 90, lambda: laptop.status(NAME))
+    finally:
+        for host in laptop.lab.hosts:
+            if not host.pid:
+                laptop.lab.power_on(host)
 
 
 def test_status_tells_events_and_cost(laptop):

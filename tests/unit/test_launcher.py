@@ -1,6 +1,9 @@
 """What is given to Ray's launcher: the user's file and what closes it."""
 
+import json
+import os
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +124,16 @@ def test_an_on_premise_head_does_not_count_among_the_workers():
     assert types["local.cluster.node"]["min_workers"] == 2
     assert types["local.cluster.node"]["resources"] == {"CPU": 4.0}
     assert made["worker_setup_commands"] == ["echo set up"]
+
+
+def test_an_on_premise_head_is_written_into_the_state_that_its_autoscaler_reads(tmp_path):
+    head = derived(ON_PREMISE)["head_start_ray_commands"][-1]
+    writing = head.split("; ")[0]
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+    subprocess.run(["bash", "-c", writing], env=environment, check=True)
+    state = json.loads((tmp_path / "ray/cluster-mine.state").read_text())
+    assert state["10.0.0.1"]["state"] == "running"
+    assert state["10.0.0.1"]["tags"]["ray-node-type"] == "head"
 
 
 def test_ray_takes_the_derived_on_premise_file_as_it_is():

@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +105,17 @@ def autoscaler_text(cluster: ClusterRecord) -> str:
 
 
 def autoscaler_events(cluster: ClusterRecord) -> list[str]:
-    """What the autoscaler did, oldest first: time (UTC of the head) and words; repeats once."""
-    found = get(cluster, "/api/v0/cluster_events?limit=1000")["data"]["result"]["result"]
+    """What the autoscaler did, oldest first: time (UTC) and words; repeats once."""
+    # Not /api/v0/cluster_events: it fails now and then while events come in.
+    jobs: dict[str, list[dict[str, Any]]] = get(cluster, "/events")["data"]["events"]
     events = sorted(
-        (event["time"], event["message"])
-        for event in found
-        if event["source_type"] == "AUTOSCALER" and event["severity"] != "DEBUG"
+        (float(event["timestamp"]), event["message"])
+        for event in (event for job in jobs.values() for event in job)
+        if event.get("sourceType") == "AUTOSCALER" and event.get("severity") != "DEBUG"
     )
     return [
-        f"{time} {message}"
-        for index, (time, message) in enumerate(events)
+        f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S} {message}"
+        for index, (at_s, message) in enumerate(events)
         if index == 0 or events[index - 1][1] != message
     ]
 

@@ -51,7 +51,7 @@ def wait(cluster: ClusterRecord, deadline: float, tell: Callable[[str], None]) -
     Raises MantaError that names each worker that is not, its step and the end of its log.
     """
     assert cluster.launched
-    wanted, looked, words = cluster.launched.num_min_workers, 0.0, ""
+    wanted, looked, words, told = cluster.launched.num_min_workers, 0.0, "", ""
     while (joined := alive_workers(cluster)) is None or len(joined) < wanted:
         if time.monotonic() > deadline:
             raise _not_joined(cluster, joined or [], wanted)
@@ -59,7 +59,10 @@ def wait(cluster: ClusterRecord, deadline: float, tell: Callable[[str], None]) -
             looked = time.monotonic()
             words = "; ".join(f"{m.address} at {m.step}" for m in missing(cluster, joined or []))
         count = "?" if joined is None else len(joined)
-        tell(f"{count} of {wanted} workers have joined{'; ' + words if words else ''}")
+        text = f"{count} of {wanted} workers have joined{'; ' + words if words else ''}"
+        if text != told:
+            tell(text)
+        told = text
         time.sleep(POLL_S)
 
 
@@ -90,8 +93,7 @@ def missing(cluster: ClusterRecord, joined: Sequence[str]) -> list[Missing]:
 def _on_premise(cluster: ClusterRecord) -> dict[str, str]:
     """Address → Ray's tag, from the state file that the autoscaler keeps on the head."""
     assert cluster.launched
-    file = f"cluster-{cluster.name}.state"
-    command = f"cat ${{RAY_TMPDIR:-${{TMPDIR:-/tmp}}}}/ray/{file}"
+    command = f"cat {launcher.STATE_FOLDER}/{launcher.state_file(cluster.name)}"
     said = ssh.on_head(cluster, ssh.in_ray(cluster, command))
     if said.code:
         return {}

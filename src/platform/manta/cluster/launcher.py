@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shlex
 import sys
@@ -29,6 +30,8 @@ ON_PREMISE = "local"
 ON_PREMISE_TYPE = "local.cluster.node"
 HEAD_TYPE = "head"
 START = ("head_start_ray_commands", "worker_start_ray_commands")
+STATE_FOLDER = "${RAY_TMPDIR:-${TMPDIR:-/tmp}}/ray"
+"""On a host, as its shell sees it: where Ray's on-premise provider keeps its state."""
 _RAY_START = re.compile(r"\bray(?:\.sh)?\s+start\b")
 
 
@@ -186,6 +189,10 @@ def _close(config: dict[str, Any], options: LaunchOptions) -> list[str]:
     environment = _environment(options)
     for key in START:
         config[key] = [_started(command, environment, key) for command in config[key]]
+    config[START[0]] = [
+        _with_head_recorded(command, config["provider"], options.name)
+        for command in config[START[0]]
+    ]
     if not any(_RAY_START.search(command) for command in config[START[0]]):
         raise InputError(
             f"{options.source}: no `ray start` in head_start_ray_commands",
@@ -243,6 +250,34 @@ def _started(command: str, environment: Mapping[str, str], key: str) -> str:
     )
     first = f"{tls.make_certificate(TLS_MOUNT)}; " if "RAY_USE_TLS" in environment else ""
     return f"unset RAY_ADDRESS RAY_AUTH_TOKEN; {first}export {exports}; {command}"
+
+
+def _with_head_recorded(command: str, provider: Mapping[str, Any], name: str) -> str:
+    """Tell the autoscaler on an on-premise head that the head is there.
+
+    It reads the provider's state file, which `ray up` writes where it runs and not on the head.
+    v1 added the head (record_local_head_state_if_needed), v2 does not: it finds the head missing,
+    takes it for ended, and from then on starts no worker any more. The file also replaces what
+    an earlier cluster of this name may have left.
+    """
+    if "head_ip" not in provider or not _RAY_START.search(command):
+        return command
+    tags = {
+        "ray-node-type": "head",
+        "ray-user-node-type": HEAD_TYPE,
+        "ray-node-name": f"ray-{name}-head",
+        "ray-node-status": "up-to-date",
+    }
+    state = json.dumps({str(provider["head_ip"]): {"tags": tags, "state": "running"}})
+    return (
+        f"mkdir -p {STATE_FOLDER} && echo {shlex.quote(state)} "
+        f"> {STATE_FOLDER}/{state_file(name)}; {command}"
+    )
+
+
+def state_file(name: str) -> str:
+    """Name of the file in which Ray's on-premise provider keeps its state."""
+    return f"cluster-{name}.state"
 
 
 def _leave_nothing(config: dict[str, Any]) -> list[str]:
