@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,27 @@ def test_google_knows_every_call_that_ray_made(on_google: Story) -> None:
         for fault in faults(described[method.partition(".")[0]], method, arguments)
     ]
     assert found == []
+
+
+def test_a_call_that_google_does_not_describe_is_found() -> None:
+    get = {"parameters": {"name": {"required": True, "pattern": "^nodes/"}}}
+    create = {"parameters": {}, "request": {"$ref": "Node"}}
+    document = {
+        "resources": {"nodes": {"methods": {"get": get, "create": create}}},
+        "schemas": {"Node": {"properties": {"kind": {"enum": ["SPOT"]}, "labels": {}}}},
+    }
+    found = partial(faults, document)
+    assert not [*found("tpu.nodes.get", {"name": "nodes/1"})]
+    assert not [*found("tpu.nodes.create", {"body": {"kind": "SPOT", "labels": {"a": "b"}}})]
+    assert [*found("tpu.nodes.list", {})] == ["tpu.nodes.list: no such method"]
+    assert [*found("tpu.nodes.get", {"zone": "a"})] == [
+        "tpu.nodes.get: no parameter zone",
+        "tpu.nodes.get: name is missing",
+    ]
+    assert [*found("tpu.nodes.create", {"body": {"kind": "SPOTTY", "nam": 1}})] == [
+        "tpu.nodes.create.kind: no value SPOTTY",
+        "tpu.nodes.create: no field nam",
+    ]
 
 
 # Azure
