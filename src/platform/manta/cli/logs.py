@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from manta.cli import output, watch
-from manta.cluster import record
+from manta.errors import InputError, MantaError
+
+if TYPE_CHECKING:
+    from manta.jobs.model import Attempt, Job
 
 
 @click.command(epilog=output.example("manta logs train-1a2b3c4d", "manta logs -f train-1a2b3c4d"))
 @click.argument("job")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends; exit 1 if it fails.")
-@output.cluster_option
+@click.option("--attempt", type=click.IntRange(1), help="Of this attempt. [the newest]")
 @output.json_option
-def command(job: str, follow: bool, cluster: str, as_json: bool) -> int:
-    """Print the log of JOB; with -f, follow it. Ctrl-C stops the following, not the job."""
-    from manta.jobs import ray_api
+def command(job: str, follow: bool, attempt: int | None, as_json: bool) -> int:
+    """Print the log of JOB; with -f, follow it. Ctrl-C stops the following, not the job.
 
-    client = ray_api.connect(record.find(cluster))
+    It comes from storage, so it is there when the cluster is not.
+    """
+    from manta.jobs import store
+
+    state = watch.open_state()
+    found = watch.find(state, job)
     if follow:
-        ray_api.get(client, job)
-        return watch.until_done(client, job, as_json=as_json)
-    text = ray_api.logs(client, job)
+        return watch.until_done(state, job, as_json=as_json)
+    tries = store.attempts_of(state, job)
+    if attempt is not None and attempt > len(tries):
+        raise InputError(f"job {job} has {len(tries)} attempts", f"there is no {attempt}")
+    text = _text(found, tries[(attempt or 0) - 1]) if tries else ""
     if as_json:
         output.print_json({"submission_id": job, "log": text})
     else:
         click.echo(text, nl=False)
     return 0
+
+
+def _text(job: Job, attempt: Attempt) -> str:
+    """The log: from the cluster while it grows, if that answers, else from storage."""
+    from manta.cluster import record
+    from manta.jobs import logs, ray_api
+
+    if attempt.log_state == "growing":
+        try:
+            place = record.find(attempt.cluster)
+            if place.cluster_id == attempt.cluster_id:
+                return ray_api.log_text(place, attempt.submission_id)
+        except MantaError:
+            pass  # what has been shipped is there all the same
+    url = logs.folder(job.storage_url, job.id, attempt.number)
+    return b"".join(logs.read(url)).decode(errors="replace")

@@ -34,6 +34,7 @@ COMMANDS = {
     "stop": "Stop a job.",
     "retry": "Put a job that failed back into the queue.",
     "events": "Print what happened, in order.",
+    "quota": "Show and set what teams and users are due, and may hold at most.",
     "queue": "Run the controller that starts queued jobs.",
     "deploy": "Deploy the applications of a Serve config.",
     "apps": "List deployed applications.",

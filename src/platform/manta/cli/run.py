@@ -58,7 +58,7 @@ def _run(
     target.use()
     plan = _plan(pipeline, root, resume)
     previous = pipelines.load(plan.run_id) if resume else {}
-    clients = _clients(target)
+    clients = _clients(target, root)
     pipelines.begin(plan) if not resume else None
     started = time.monotonic()
     watcher = _Terminal(len(plan.steps))
@@ -93,13 +93,13 @@ def _plan(pipeline: str, root: Path, resume: str | None) -> RunPlan:
     )
 
 
-def _clients(target: ClusterRecord) -> Clients:
+def _clients(target: ClusterRecord, root: Path) -> Clients:
     from manta.jobs import pipeline as pipelines
-    from manta.jobs import ray_api
     from manta.serving import deploy
 
+    state = watch.open_state()
     return pipelines.Clients(
-        jobs=ray_api.connect(target),
+        job=pipelines.through_queue(state, target, root, lambda: watch.keep(state)),
         deploy=lambda file: deploy.apply(target, file, output.say).url,
     )
 

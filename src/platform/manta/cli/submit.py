@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from manta.cli import output, watch
-from manta.cluster import record
 from manta.errors import InputError
-from manta.plan.jobs import JobPlan
+
+if TYPE_CHECKING:
+    from manta.plan.jobs import JobPlan
+    from manta.spec import JobSpec
 
 
 @click.command(
     epilog=output.example(
         "manta submit configs/jobs/train.yaml",
-        "manta submit -- python jobs/prepare.py --config configs/prepare.yaml",
+        "manta submit --no-wait --priority high -- python jobs/prepare.py",
     )
 )
 @click.argument("job", nargs=-1, required=True, metavar="JOB.yaml | -- COMMAND…")
 @click.option("--id", "job_id", metavar="ID", help="The job's id: same id, same job, run once.")
 @click.option("--working-dir", default=".", show_default=True, help="Folder to ship.")
 @click.option("--no-wait", is_flag=True, help="Return when the job is accepted.")
+@click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="[normal]")
+@click.option("--team", metavar="NAME", help="Whose share and budget it counts against.")
+@click.option("--max-retries", type=click.IntRange(0), help="After a lost node and the like. [3]")
+@click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="For each attempt.")
+@click.option("--deadline-s", type=click.FloatRange(0, min_open=True), help="From now to its end.")
 @output.cluster_option
 @output.dry_run_option
 @output.json_option
@@ -34,42 +42,71 @@ def command(
     cluster: str,
     dry_run: bool,
     as_json: bool,
+    **queueing: object,
 ) -> int:
     """Submit JOB.yaml, or a command after `--`, and follow it until it ends.
 
-    Ctrl-C stops the following, not the job.
+    The job is written down before anything else happens: it, its code, its log and its result
+    outlive this terminal and the cluster. Ctrl-C stops the following, not the job.
     """
-    plan = _plan(job, job_id, Path(working_dir))
+    root = Path(working_dir).resolve()
+    if not root.is_dir():
+        raise InputError(f"--working-dir {working_dir} is not a folder")
+    spec = _with_options(_spec(job, root), queueing)
+    plan = _plan(spec, job_id, root)
     if dry_run:
         click.echo(plan.ray_command())
         return 0
-    from manta.jobs import ray_api
+    from manta.jobs import request, store
 
-    client = ray_api.connect(record.find(cluster))
+    state = watch.open_state()
     with output.progress(f"submitting {plan.submission_id}"):
-        new = ray_api.submit(client, plan)
+        asked = request.prepare(
+            plan,
+            spec,
+            cluster=cluster,
+            storage_url=request.storage_of(state, cluster),
+            working_dir=root,
+        )
+        accepted, new = store.submit(state, asked, request.actor())
     if not new:
-        output.say(f"{plan.submission_id} is known already; nothing was submitted")
+        output.say(f"{accepted.id} is known already; nothing was submitted")
     if no_wait:
-        watch.print_job(ray_api.get(client, plan.submission_id), as_json)
+        watch.print_job(state, accepted, as_json)
         return 0
-    return watch.until_done(client, plan.submission_id, as_json=as_json)
+    return watch.until_done(state, accepted.id, as_json=as_json)
 
 
-def _plan(job: tuple[str, ...], job_id: str | None, working_dir: Path) -> JobPlan:
+def _spec(job: tuple[str, ...], root: Path) -> JobSpec:
     import shlex
 
     from manta.check import work
-    from manta.plan.jobs import plan_job
     from manta.spec import JobSpec
 
-    root = working_dir.resolve()
-    if not root.is_dir():
-        raise InputError(f"--working-dir {working_dir} is not a folder")
     if len(job) == 1 and job[0].endswith((".yaml", ".yml")):
-        spec = work.load_job(job[0], root)
-    else:
-        spec = JobSpec(name="job", entrypoint=shlex.join(job))
+        return work.load_job(job[0], root)
+    return JobSpec(name="job", entrypoint=shlex.join(job))
+
+
+def _with_options(spec: JobSpec, queueing: dict[str, object]) -> JobSpec:
+    """What was said on the command line goes before what the file says."""
+    from pydantic import ValidationError
+
+    said = {name: value for name, value in queueing.items() if value is not None}
+    retry = {"max_retries": said.pop("max_retries")} if "max_retries" in said else {}
+    told = spec.model_dump(by_alias=True, exclude_unset=True) | said
+    told["retry"] = spec.retry.model_dump(exclude_unset=True) | retry
+    try:
+        return type(spec).model_validate(told)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        option = str(fault["loc"][-1]).replace("_", "-")
+        raise InputError(f"--{option} {fault['input']}: {fault['msg']}") from None
+
+
+def _plan(spec: JobSpec, job_id: str | None, root: Path) -> JobPlan:
+    from manta.plan.jobs import plan_job
+
     return plan_job(
         spec,
         spec.entrypoint,

@@ -3,53 +3,117 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from manta.cli import output
+from manta.errors import MantaError
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from manta.jobs.model import Attempt, Job
+    from manta.state import State
 
-    from manta.jobs.ray_api import Job
+POLL_S = 0.2
+SEEN_S = 15.0
 
 
-def until_done(client: JobSubmissionClient, submission_id: str, *, as_json: bool) -> int:
+def open_state() -> State:
+    """The state that `$MANTA_STATE` names, with a controller at work on it."""
+    from manta import state as states
+
+    opened = states.open_state(states.url())
+    keep(opened)
+    return opened
+
+
+def keep(state: State) -> None:
+    """See that a controller is at work; starts one if not, on this machine."""
+    from manta import state as states
+    from manta.jobs import daemon
+
+    daemon.ensure(state, states.url())
+
+
+def find(state: State, job_id: str) -> Job:
+    """The job; one of plain `ray job submit` is waited for until the controller has seen it.
+
+    Raises InputError if neither the state nor a cluster that answers has it.
+    """
+    from manta.jobs import store, unseen
+
+    job = store.find(state, job_id)
+    if job is not None:
+        return job
+    unseen.find(job_id)
+    deadline = time.monotonic() + SEEN_S
+    while (job := store.find(state, job_id)) is None:
+        if time.monotonic() > deadline:
+            raise MantaError(f"the controller has not seen job {job_id}", "see `manta queue`")
+        time.sleep(POLL_S)
+    return job
+
+
+def until_done(state: State, job_id: str, *, as_json: bool, after_attempt: int = 0) -> int:
     """Print the job's log until it ends; returns the exit code: 0 if it succeeded, else 1.
 
     With `as_json` the log goes to stderr, so that stdout holds one document.
     """
-    from manta.jobs import ray_api
+    from manta.jobs.follow import follow
 
     stream = sys.stderr if as_json else sys.stdout
     try:
-        job = ray_api.follow(client, submission_id, lambda text: _write(stream, text))
+        job = follow(
+            state,
+            job_id,
+            lambda text: print(text, end="", file=stream, flush=True),
+            output.say,
+            lambda: keep(state),
+            after_attempt=after_attempt,
+        )
     except KeyboardInterrupt:
-        leave(submission_id)
+        leave(job_id)
         raise
     if as_json:
-        print_job(job, as_json)
+        print_job(state, job, as_json)
     else:
         _say_end(job)
-    return 0 if job.status == "SUCCEEDED" else 1
+    return 0 if job.state == "SUCCEEDED" else 1
 
 
-def leave(submission_id: str) -> None:
+def leave(job_id: str) -> None:
     """Say that the job goes on, and how to watch or stop it."""
     output.say(
-        f"\n{submission_id} goes on. Watch it: manta logs -f {submission_id}"
-        f"  Stop it: manta stop {submission_id}"
+        f"\n{job_id} goes on. Watch it: manta logs -f {job_id}  Stop it: manta stop {job_id}"
     )
 
 
-def print_job(job: Job, as_json: bool) -> None:
+def as_json(job: Job, attempt: Attempt | None = None) -> dict[str, Any]:
+    """A job for programs; `submission_id` and `status` are called as Ray calls them."""
+    return {
+        "id": job.id,
+        "submission_id": attempt.submission_id if attempt else job.id,
+        "status": job.state,
+        "duration_s": duration_s(job),
+        **asdict(job),
+    }
+
+
+def print_job(state: State, job: Job, json: bool) -> None:
     """Print one job: its id for people, all that is known for programs."""
-    if as_json:
-        output.print_json({**asdict(job), "duration_s": job.duration_s})
+    from manta.jobs import store
+
+    if json:
+        output.print_json(as_json(job, store.last_attempt(state, job)))
     else:
-        click.echo(job.submission_id)
+        click.echo(job.id)
+
+
+def duration_s(job: Job) -> float | None:
+    """Seconds from its first start until its end, or until now; None before it started."""
+    return (job.ended_at or time.time()) - job.started_at if job.started_at else None
 
 
 def seconds(duration_s: float | None) -> str:
@@ -60,12 +124,8 @@ def seconds(duration_s: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{duration_s:.1f} s"
 
 
-def _write(stream: object, text: str) -> None:
-    print(text, end="", file=stream, flush=True)  # type: ignore[call-overload]
-
-
 def _say_end(job: Job) -> None:
-    if job.status == "SUCCEEDED":
-        output.say(f"{job.submission_id} succeeded after {seconds(job.duration_s)}")
+    if job.state == "SUCCEEDED":
+        output.say(f"{job.id} succeeded after {seconds(duration_s(job))}")
     else:
-        output.say(f"{job.submission_id} {job.status.lower()}: {job.message.strip()}")
+        output.say(f"{job.id} {job.state.lower()}: {job.message.strip()}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 from manta import storage
+from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.jobs import ray_api
+from manta.jobs import request, store
+from manta.jobs.follow import follow
+from manta.jobs.model import Job
 from manta.plan.jobs import DeployAction, JobPlan, RunPlan, StepPlan
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+from manta.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class StepResult:
     status: str
     """SUCCEEDED, FAILED or STOPPED, as Ray says it."""
     submission_id: str | None
-    """Ray's id of the job; None for a deploy."""
+    """The job's id; None for a deploy."""
     duration_s: float
     message: str = ""
     artifacts: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +55,8 @@ class Watcher(Protocol):
 class Clients:
     """How steps reach the cluster."""
 
-    jobs: JobSubmissionClient
+    job: Callable[[JobPlan, Callable[[str], None]], Job]
+    """Runs a job to its end, passing its log on."""
     deploy: Callable[[str], str]
     """Applies a Serve config file and returns its URL when it is healthy."""
 
@@ -110,17 +113,46 @@ def _run_step(step: StepPlan, clients: Clients, watcher: Watcher) -> StepResult:
     if isinstance(step.action, DeployAction):
         return _deploy(step.name, step.action, clients)
     started = time.monotonic()
-    job_plan = _next_attempt(clients.jobs, step.action)
-    ray_api.submit(clients.jobs, job_plan)
-    job = ray_api.follow(clients.jobs, job_plan.submission_id, watcher.log)
+    job = clients.job(step.action, watcher.log)
     return StepResult(
         name=step.name,
-        status=job.status,
-        submission_id=job.submission_id,
+        status=job.state,
+        submission_id=job.id,
         duration_s=time.monotonic() - started,
-        message=job.message if job.status != "SUCCEEDED" else "",
-        artifacts=_artifacts(step) if job.status == "SUCCEEDED" else {},
+        message=job.message,
+        artifacts=_artifacts(step) if job.state == "SUCCEEDED" else {},
     )
+
+
+def through_queue(
+    state: State, cluster: ClusterRecord, working_dir: Path, keep: Callable[[], object]
+) -> Callable[[JobPlan, Callable[[str], None]], Job]:
+    """How a step's job runs: as any durable job. One that failed in an earlier try runs anew."""
+
+    def run(plan: JobPlan, write: Callable[[str], None]) -> Job:
+        job = store.find(state, plan.submission_id)
+        again = job is not None and job.state.done and job.state != "SUCCEEDED"
+        if job is None:
+            asked = request.prepare(
+                plan,
+                None,
+                cluster=cluster.name,
+                storage_url=cluster.storage_url,
+                working_dir=working_dir,
+            )
+            job, _ = store.submit(state, asked, request.actor())
+        elif again:
+            store.retry(state, job.id, request.actor())
+        return follow(
+            state,
+            plan.submission_id,
+            write,
+            lambda text: write(f"{text}\n"),
+            keep,
+            after_attempt=job.attempt if again else 0,
+        )
+
+    return run
 
 
 def _deploy(name: str, action: DeployAction, clients: Clients) -> StepResult:
@@ -138,23 +170,6 @@ def _deploy(name: str, action: DeployAction, clients: Clients) -> StepResult:
         message=message,
         artifacts=artifacts,
     )
-
-
-def _next_attempt(client: JobSubmissionClient, plan: JobPlan) -> JobPlan:
-    """The attempt to follow: one that runs or has succeeded, else a new one."""
-    for attempt in _attempts(plan):
-        job = ray_api.find(client, attempt.submission_id)
-        if job is None or not job.done or job.status == "SUCCEEDED":
-            return attempt
-    raise AssertionError("attempts are endless")
-
-
-def _attempts(plan: JobPlan) -> Iterator[JobPlan]:
-    yield plan
-    number = 2
-    while True:
-        yield replace(plan, submission_id=f"{plan.submission_id}-attempt-{number}")
-        number += 1
 
 
 def _artifacts(step: StepPlan) -> dict[str, str]:

@@ -1,34 +1,58 @@
-"""Ray's job API with Manta's errors: the only file that talks to it."""
+"""Ray's job API over HTTP, with Manta's errors: the only file that talks to it.
+
+Plain requests and not Ray's client: that takes a second to import, which every command and the
+controller's memory would pay for. The API is documented (Ray's openapi.yml of the job server); the
+way of packages is what Ray's own client does (dashboard/modules/dashboard_sdk.py).
+"""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+from manta.cluster.credentials import read_token
 from manta.cluster.record import ClusterRecord
-from manta.errors import InputError, MantaError
-from manta.plan.jobs import JobPlan
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobDetails, JobSubmissionClient
+from manta.errors import MantaError
+from manta.spec import Resources
 
 TERMINAL = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
-RECONNECT_DELAY_S = 1.0
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy in between
+
+
+class Unreachable(MantaError):
+    """The cluster's API does not answer, or did not in time: whether it acted is unknown."""
+
+
+class Refused(MantaError):
+    """The API answered, with an error.
+
+    Args:
+        said: everything it said, tracebacks included.
+    """
+
+    def __init__(self, what: str, said: str) -> None:
+        self.said = said
+        super().__init__(f"{what}: Ray refused it: {_last_line(said)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class RayJob:
     """What Ray knows of one submission. Times are UTC seconds; None where not reached."""
 
     submission_id: str
     status: str
     entrypoint: str
     message: str
+    error_type: str
+    exit_code: int | None
+    node_id: str
+    metadata: Mapping[str, str]
     started_at: float | None
     ended_at: float | None
 
@@ -37,150 +61,155 @@ class Job:
         """Whether the job has ended, well or not."""
         return self.status in TERMINAL
 
-    @property
-    def duration_s(self) -> float | None:
-        """Seconds from start until the end, or until now."""
-        return (self.ended_at or time.time()) - self.started_at if self.started_at else None
 
-
-def connect(record: ClusterRecord) -> JobSubmissionClient:
-    """A client of the cluster's job API. Raises MantaError if it does not answer."""
-    record.use()
-    from ray.job_submission import JobSubmissionClient
-
-    _quiet_ray()
-    with _explained(f"cluster `{record.name}`"):
-        return JobSubmissionClient(record.dashboard_url)
-
-
-def submit(client: JobSubmissionClient, plan: JobPlan) -> bool:
-    """Execute the plan. Returns False if that submission id exists already: same id, same job.
+def submit(
+    cluster: ClusterRecord,
+    *,
+    submission_id: str,
+    entrypoint: str,
+    runtime_env: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    resources: Resources,
+) -> None:
+    """Hand one attempt to Ray. Ray takes a submission id once.
 
     Raises:
-        InputError: the id belongs to another command.
+        Unreachable: no answer; Ray may have taken it.
+        Refused: it did not take it; `is_duplicate` tells whether the id is taken.
     """
-    if (known := find(client, plan.submission_id)) is not None:
-        if known.entrypoint != plan.entrypoint:
-            raise InputError(
-                f"job id {plan.submission_id} belongs to `{known.entrypoint}`", "choose another id"
-            )
-        return False
-    with _explained(f"job {plan.submission_id}"):
-        client.submit_job(
-            entrypoint=plan.entrypoint,
-            submission_id=plan.submission_id,
-            runtime_env=dict(plan.runtime_env_passthrough),
-            metadata=dict(plan.metadata),
-            entrypoint_num_cpus=plan.resources.num_cpus or None,
-            entrypoint_num_gpus=plan.resources.num_gpus or None,
-            entrypoint_memory=plan.resources.memory_bytes or None,
-            entrypoint_resources=plan.resources.custom or None,
-        )
-    return True
+    body = {
+        "entrypoint": entrypoint,
+        "submission_id": submission_id,
+        "runtime_env": dict(runtime_env),
+        "metadata": dict(metadata),
+        "entrypoint_num_cpus": resources.num_cpus or None,
+        "entrypoint_num_gpus": resources.num_gpus or None,
+        "entrypoint_memory": resources.memory_bytes or None,
+        "entrypoint_resources": resources.custom or None,
+    }
+    given = {key: value for key, value in body.items() if value is not None}
+    _call(cluster, "POST", "/api/jobs/", json.dumps(given).encode(), timeout_s=60)
 
 
-def find(client: JobSubmissionClient, submission_id: str) -> Job | None:
-    """The job with that id, or None."""
-    return next((job for job in list_all(client) if job.submission_id == submission_id), None)
+def is_duplicate(error: Refused) -> bool:
+    """Whether a submission was refused because its id is taken."""
+    return "already exists" in error.said
 
 
-def get(client: JobSubmissionClient, submission_id: str) -> Job:
-    """The job with that id. Raises InputError if the cluster has none."""
-    job = find(client, submission_id)
-    if job is None:
-        raise InputError(f"no job {submission_id} on this cluster", "list them with `manta jobs`")
-    return job
+def find(cluster: ClusterRecord, submission_id: str) -> RayJob | None:
+    """The submission with that id; None if the cluster has none. Raises Unreachable."""
+    try:
+        return _job(_json(cluster, "GET", f"/api/jobs/{quote(submission_id, safe='')}"))
+    except Refused as error:
+        if "does not exist" in error.said:
+            return None
+        raise
 
 
-def list_all(client: JobSubmissionClient) -> list[Job]:
-    """All submissions that the cluster remembers, oldest first."""
-    with _explained("job list"):
-        jobs = [_job(details) for details in client.list_jobs() if details.submission_id]
+def list_all(cluster: ClusterRecord) -> list[RayJob]:
+    """All submissions that the cluster remembers, oldest first. Raises Unreachable."""
+    found = _json(cluster, "GET", "/api/jobs/")
+    jobs = [_job(details) for details in found if details["submission_id"]]
     return sorted(jobs, key=lambda job: job.started_at or float("inf"))
 
 
-def logs(client: JobSubmissionClient, submission_id: str) -> str:
-    """Everything the job has written so far."""
-    get(client, submission_id)
-    with _explained(f"logs of {submission_id}"):
-        return str(client.get_job_logs(submission_id))
+def stop(cluster: ClusterRecord, submission_id: str) -> None:
+    """Ask Ray to end the submission; returns at once. It is no error if it has ended."""
+    _call(cluster, "POST", f"/api/jobs/{quote(submission_id, safe='')}/stop")
 
 
-def follow(client: JobSubmissionClient, submission_id: str, write: Callable[[str], None]) -> Job:
-    """Pass the job's log to `write` as it grows; returns the job when it has ended."""
-    num_written = 0
-    while True:
-        num_written += asyncio.run(_tail(client, submission_id, num_written, write))
-        job = get(client, submission_id)
-        if job.done:
-            write(logs(client, submission_id)[num_written:])  # what came after the last read
-            return job
-        time.sleep(RECONNECT_DELAY_S)  # the stream broke while the job goes on
-
-
-def stop(client: JobSubmissionClient, submission_id: str, timeout_s: float = 30) -> Job:
-    """Stop the job and wait until it has ended. Idempotent: an ended job stays as it is."""
-    job = get(client, submission_id)
-    if job.done:
-        return job
-    with _explained(f"job {submission_id}"):
-        client.stop_job(submission_id)
-    deadline = time.monotonic() + timeout_s
-    while not (job := get(client, submission_id)).done:
-        if time.monotonic() > deadline:
-            raise MantaError(
-                f"job {submission_id} still runs {timeout_s:g} s after it was told to stop"
-            )
-        time.sleep(0.2)
-    return job
-
-
-def _quiet_ray() -> None:
-    """Keep what Ray's client says of packaging and websockets off the user's terminal."""
-    for handler in logging.getLogger("ray").handlers:
-        handler.setLevel(logging.ERROR)
-
-
-async def _tail(
-    client: JobSubmissionClient, submission_id: str, skip: int, write: Callable[[str], None]
-) -> int:
-    """Stream the log, but for its first `skip` characters; returns how many were written."""
-    seen = 0
+def has_package(cluster: ClusterRecord, name: str) -> bool:
+    """Whether the cluster holds package `name`; if so it keeps it for the next minutes."""
     try:
-        async for text in client.tail_job_logs(submission_id):
-            fresh = text[max(0, skip - seen) :]
-            seen += len(text)
-            if fresh:
-                write(fresh)
-    except RuntimeError:
-        pass  # the connection broke; `follow` looks at the job and comes back
-    return max(0, seen - skip)
+        _call(cluster, "GET", f"/api/packages/gcs/{name}")
+    except Refused as error:
+        if "does not exist" in error.said:
+            return False
+        raise
+    return True
 
 
-def _job(details: JobDetails) -> Job:
-    return Job(
-        submission_id=details.submission_id,
-        status=str(details.status.value),
-        entrypoint=details.entrypoint,
-        message=details.message or "",
-        started_at=details.start_time / 1000 if details.start_time else None,
-        ended_at=details.end_time / 1000 if details.end_time else None,
+def put_package(cluster: ClusterRecord, name: str, data: bytes) -> None:
+    """Give the cluster the package `name`."""
+    _call(cluster, "PUT", f"/api/packages/gcs/{name}", data, timeout_s=300)
+
+
+def log_text(cluster: ClusterRecord, submission_id: str) -> str:
+    """Everything that the submission has written so far."""
+    answer = _json(cluster, "GET", f"/api/jobs/{quote(submission_id, safe='')}/logs")
+    return str(answer["logs"])
+
+
+def log_stream(cluster: ClusterRecord, job: RayJob, interval_s: float) -> Iterator[bytes]:
+    """The driver's log as raw bytes from its start, and on as it grows, until the caller stops.
+
+    Ray's own tail of a job looks each second, twice, and decodes; this reads the file. Raises
+    Unreachable when the connection breaks.
+    """
+    path = (
+        f"/api/v0/logs/stream?node_id={job.node_id}&lines=-1&interval={interval_s:g}"
+        f"&filename=job-driver-{quote(job.submission_id, safe='')}.log"
+    )
+    with _opened(cluster, "GET", path, None, timeout_s=3600) as answer:
+        while data := answer.read1(2**20):
+            yield data
+
+
+def _json(cluster: ClusterRecord, method: str, path: str) -> Any:
+    return json.loads(_call(cluster, method, path))
+
+
+def _call(
+    cluster: ClusterRecord,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    *,
+    timeout_s: float = 15,
+) -> bytes:
+    try:
+        with _opened(cluster, method, path, body, timeout_s) as answer:
+            return bytes(answer.read())
+    except (OSError, ValueError) as error:
+        raise _unreachable(cluster, error) from None
+
+
+def _opened(
+    cluster: ClusterRecord, method: str, path: str, body: bytes | None, timeout_s: float
+) -> Any:
+    token = read_token(Path(cluster.token_path))
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(cluster.dashboard_url + path, body, headers, method=method)
+    try:
+        return _OPENER.open(request, timeout=timeout_s)
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace")
+        raise Refused(f"cluster `{cluster.name}`", said or str(error.reason)) from None
+    except OSError as error:
+        raise _unreachable(cluster, error) from None
+
+
+def _unreachable(cluster: ClusterRecord, error: Exception) -> Unreachable:
+    return Unreachable(
+        f"the job API of cluster `{cluster.name}` does not answer ({error})",
+        "see `manta status`; start it with `manta up`",
     )
 
 
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Ray's client raises whatever its server answered, tracebacks included: one line instead."""
-    import requests
-
-    try:
-        yield
-    except (ConnectionError, requests.exceptions.RequestException):
-        raise MantaError(
-            f"{what}: the job API does not answer", "see `manta status`; start it with `manta up`"
-        ) from None
-    except (RuntimeError, ValueError) as error:
-        raise MantaError(f"{what}: Ray refused it: {_last_line(str(error))}") from error
+def _job(details: Mapping[str, Any]) -> RayJob:
+    started, ended = details["start_time"], details["end_time"]
+    return RayJob(
+        submission_id=details["submission_id"] or "",
+        status=details["status"],
+        entrypoint=details["entrypoint"],
+        message=details["message"] or "",
+        error_type=details["error_type"] or "",
+        exit_code=details["driver_exit_code"],
+        node_id=details["driver_node_id"] or "",
+        metadata=details["metadata"] or {},
+        started_at=started / 1000 if started else None,
+        ended_at=ended / 1000 if ended else None,
+    )
 
 
 def _last_line(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from manta.errors import InputError
 from manta.spec import WORKLOADS, GenerateConfig, JobSpec, TrainConfig, TuneConfig, load, script_of
 from manta.spec.data import PrepareConfig
-from manta.spec.jobs import Resources
+from manta.spec.jobs import Resources, Work
 from manta.spec.loading import read
 
 Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
@@ -115,6 +115,18 @@ def demand_of_job(file: str | Path) -> Demand:
     if model is None or config is None:
         return demand
     return demand + _workload(load(config, model), job.name)
+
+
+def demand_of_work(work: Work, entrypoint: str, root: Path, name: str) -> Demand:
+    """The same for a job or step that is loaded; `root` is its working directory.
+
+    Raises InvalidSpec for a bad config file.
+    """
+    demand = _entrypoint(work.resources, name)
+    model = WORKLOADS.get(script_of(entrypoint) or "")
+    if model is None or work.config is None or not (root / work.config).is_file():
+        return demand
+    return demand + _workload(load(root / work.config, model), name)
 
 
 def demand_of_app(file: str | Path) -> Demand:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import manta
-from manta.spec import PipelineSpec, Resources, Step, Work
+from manta.plan.demand import Demand, demand_of_work
+from manta.spec import PipelineSpec, Resources, Retry, Step, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,13 @@ class JobPlan:
     """Ray's own runtime_env, with working_dir, py_modules and env_vars filled in."""
     resources: Resources = field(default_factory=Resources)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    retry: Retry = field(default_factory=Retry)
+    timeout_s: float | None = None
+    demand: Demand = field(default_factory=Demand)
+    """What it asks of a cluster, as far as its files tell."""
 
     def ray_command(self) -> str:
-        """The plain command that this plan stands for."""
+        """The plain command that this plan stands for; Ray itself knows no retry or time-out."""
         words = ["ray", "job", "submit", "--submission-id", self.submission_id]
         words += ["--runtime-env-json", json.dumps(self.runtime_env_passthrough, sort_keys=True)]
         words += _resource_options(self.resources)
@@ -73,6 +78,7 @@ def plan_job(
     metadata: Mapping[str, str] | None = None,
 ) -> JobPlan:
     """Plan one job: the config becomes an argument, the working directory is shipped."""
+    command = entrypoint
     if work.config:
         entrypoint = f"{entrypoint} --config {shlex.quote(work.config)}"
     return JobPlan(
@@ -81,6 +87,9 @@ def plan_job(
         runtime_env_passthrough=_runtime_env(work, working_dir, environment or {}),
         resources=work.resources,
         metadata=metadata or {},
+        retry=work.retry,
+        timeout_s=work.timeout_s,
+        demand=demand_of_work(work, command, working_dir, submission_id),
     )
 
 

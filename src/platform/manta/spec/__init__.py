@@ -2,7 +2,16 @@
 
 from manta.spec.data import STDLIB, PrepareConfig, TokenizerConfig
 from manta.spec.inference import AskConfig, EvaluateConfig, GenerateConfig, SamplingConfig
-from manta.spec.jobs import WORKLOADS, JobSpec, PipelineSpec, Resources, Step, Work, script_of
+from manta.spec.jobs import (
+    WORKLOADS,
+    JobSpec,
+    PipelineSpec,
+    Resources,
+    Retry,
+    Step,
+    Work,
+    script_of,
+)
 from manta.spec.loading import Document, Spec, load, read, validate
 from manta.spec.training import (
     ModelConfig,
@@ -26,6 +35,7 @@ __all__ = [
     "PipelineSpec",
     "PrepareConfig",
     "Resources",
+    "Retry",
     "SamplingConfig",
     "ScalingConfig",
     "SearchDimension",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,41 @@ class Resources(Spec):
     """Ray's custom resources."""
 
 
+RetryCause = Literal[
+    "node_lost",
+    "preempted",
+    "head_gone",
+    "out_of_memory",
+    "no_agent",
+    "no_resources",
+    "environment",
+    "timeout",
+    "user_error",
+    "unknown",
+]
+"""Why an attempt ended that a retry may help; `docs/jobs.md` says how each is told."""
+
+
+class Retry(Spec):
+    """When a job that failed is tried again."""
+
+    max_retries: int = Field(3, ge=0, le=1000)
+    on: tuple[RetryCause, ...] = (
+        "node_lost",
+        "preempted",
+        "head_gone",
+        "out_of_memory",
+        "no_agent",
+        "no_resources",
+        "unknown",
+    )
+    """The user's own exception (`user_error`) is not among them unless written here."""
+    backoff_s: float = Field(5.0, ge=0)
+    """Before the first retry; doubles with each, up to 300 s."""
+    larger: tuple[Resources, ...] = ()
+    """What the entrypoint gets instead after it ran out of memory once, twice …"""
+
+
 class Work(Spec):
     """What one Ray job runs; shared by a job file and a pipeline step."""
 
@@ -42,6 +77,9 @@ class Work(Spec):
     """Ray's own runtime_env, merged over Manta's."""
     resources: Resources = Resources()
     environment: dict[str, str] = Field(default_factory=dict)
+    retry: Retry = Retry()
+    timeout_s: float | None = Field(None, gt=0)
+    """Longest time that one attempt may run."""
 
 
 class JobSpec(Work):
@@ -50,6 +88,10 @@ class JobSpec(Work):
     name: Name
     entrypoint: str = Field(min_length=1)
     """Shell command, run in the working directory on the cluster."""
+    priority: Literal["low", "normal", "high"] = "normal"
+    team: Name = "default"
+    deadline_s: float | None = Field(None, gt=0)
+    """Seconds after submission by which the job has ended, or is stopped."""
 
 
 class Step(Work):

@@ -1,0 +1,200 @@
+"""What the durable queue costs: time until a job runs, beside plain `ray job submit`; and size.
+
+    python bench/jobqueue.py [--json FILE] [--repetitions N] [--jobs N]
+
+The first part needs a cluster (`manta up`): the same command is sent by turns with `ray job submit
+--no-wait` and `manta submit --no-wait`, and writes down the moment at which it runs. The second
+fills an SQLite state with queued jobs and lists, filters and schedules them, in a process of its
+own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from common import machine, table, write_json
+
+BIN = Path(sys.executable).parent
+SHAPES = tuple(json.dumps([["GPU", float(n)]]) for n in (1, 2, 4, 8))
+NUM_USERS, NUM_TEAMS = 50, 10
+
+
+def main() -> None:
+    """Run, print tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--fill", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.fill:
+        print(json.dumps(size(arguments.fill, arguments.jobs)))
+        return
+    latency = measure_latency(arguments.repetitions)
+    print(table(latency["rows"]))
+    large = measure_size(arguments.jobs)
+    print()
+    print(table([{"": name, "value": f"{value:.4g}"} for name, value in large.items()]))
+    if arguments.json:
+        write_json(arguments.json, {"machine": machine(), "latency": latency, "size": large})
+
+
+def measure_latency(repetitions: int) -> dict[str, Any]:
+    """Seconds from the start of the command until the job's first instruction."""
+    from manta.cluster import record
+
+    cluster = record.find()
+    environment = {**os.environ, **cluster.client_environment()}
+    ways = {
+        "ray job submit": [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--no-wait"],
+        "manta submit": [str(BIN / "manta"), "submit", "--no-wait"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory(prefix="m-bench-") as folder:
+        for number in range(repetitions + 1):
+            for name, words in ways.items():
+                taken = _until_runs(words, Path(folder), environment)
+                if number:  # the first of each warms caches and starts the controller
+                    seconds[name].append(taken)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = [
+        {"": name, "median s": f"{medians[name]:.2f}", "all": " ".join(f"{s:.2f}" for s in values)}
+        for name, values in seconds.items()
+    ]
+    plain, ours = medians["ray job submit"], medians["manta submit"]
+    return {
+        "rows": rows,
+        "seconds": seconds,
+        "added_latency_s": ours - plain,
+        "ratio_manta_to_ray": ours / plain,
+    }
+
+
+def _until_runs(words: list[str], folder: Path, environment: dict[str, str]) -> float:
+    mark = folder / f"mark-{time.monotonic_ns()}"
+    project = folder / "project"
+    project.mkdir(exist_ok=True)
+    command = f"date +%s.%N > {shlex.quote(str(mark))}.new; mv {mark}.new {mark}"
+    begun = time.time()
+    subprocess.run(
+        [*words, "--", "sh", "-c", command],
+        cwd=project,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    while not mark.exists():
+        time.sleep(0.01)
+    return float(mark.read_text()) - begun
+
+
+def measure_size(num_jobs: int) -> dict[str, float]:
+    """What `size` gives, in a process that has done nothing else."""
+    with tempfile.TemporaryDirectory(prefix="m-bench-") as folder:
+        words = [sys.executable, __file__, "--fill", f"{folder}/state.db", "--jobs", str(num_jobs)]
+        done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def size(file: Path, num_jobs: int) -> dict[str, float]:
+    """Fill a state, then list, filter, load and schedule; milliseconds and MiB."""
+    from manta import state as states
+    from manta.jobs import passes, store
+    from manta.jobs.books import Shares
+    from manta.jobs.model import JobState
+    from manta.jobs.view import View
+
+    state = states.open_state(f"sqlite:///{file}")
+    begun = time.perf_counter()
+    _fill(state, num_jobs)
+    result: dict[str, float] = {"jobs": num_jobs, "fill s": time.perf_counter() - begun}
+    result["list newest 100 ms"] = _ms(lambda: store.listed(state, limit=100))
+    result["filter by user, newest 100 ms"] = _ms(
+        lambda: store.listed(state, user="user7", states=(JobState.QUEUED,), limit=100)
+    )
+    result["find one ms"] = _ms(lambda: store.get(state, f"job-{num_jobs // 2}"))
+    view = View(state)
+    begun = time.perf_counter()
+    view.refresh()
+    result["controller loads the queue ms"] = 1000 * (time.perf_counter() - begun)
+    rooms = {
+        name: passes.room(name, True, {"GPU": 64.0}, 64) for name in ("east", "west", "north")
+    }
+    result["scheduling pass ms"] = _ms(
+        lambda: passes.run(time.time(), view.waiting, (), rooms, Shares(), preempt=False)
+    )
+    result["refresh after nothing ms"] = _ms(view.refresh)
+    result["memory MiB"] = psutil.Process().memory_info().rss / 2**20
+    return result
+
+
+def _ms(act: Callable[[], object], repetitions: int = 7) -> float:
+    taken = []
+    for _ in range(repetitions):
+        begun = time.perf_counter()
+        act()
+        taken.append(1000 * (time.perf_counter() - begun))
+    return statistics.median(taken)
+
+
+def _fill(state: Any, num_jobs: int) -> None:
+    from manta import state as states
+    from manta.jobs.model import JobRequest
+
+    chance = random.Random(0)
+    rows = []
+    for number in range(num_jobs):
+        user = chance.randrange(NUM_USERS)
+        asked = JobRequest(
+            id=f"job-{number}",
+            name="job",
+            entrypoint="python jobs/train.py --config configs/train.yaml",
+            runtime_env_passthrough={"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"},
+            user=f"user{user}",
+            team=f"team{user % NUM_TEAMS}",
+            cluster=("east", "west", "north")[user % 3],
+            shape=chance.choice(SHAPES),
+            storage_url="/nowhere",
+        )
+        same = {key: getattr(asked, key) for key in ("id", "name", "user", "team", "cluster")}
+        rows.append(
+            {
+                **same,
+                "version": 1,
+                "state": "QUEUED",
+                "origin": "manta",
+                "priority": chance.choice((-10, 0, 0, 0, 10)),
+                "shape": asked.shape,
+                "digest": "0" * 64,
+                "entrypoint": asked.entrypoint,
+                "storage_url": asked.storage_url,
+                "request": asked.model_dump_json(),
+                "attempt": 0,
+                "num_failures": 0,
+                "submitted_at": 1.0,
+                "not_before": 0.0,
+                "cause": "",
+                "message": "",
+                "stop_reason": "",
+            }
+        )
+    with state.write() as connection:
+        connection.execute(states.jobs.insert(), rows)
+
+
+if __name__ == "__main__":
+    main()

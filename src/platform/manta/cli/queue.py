@@ -1,0 +1,59 @@
+"""`manta queue`: the controller, which starts jobs in their order and keeps their history."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from manta.cli import output
+
+
+@click.command(epilog=output.example("manta queue", "manta queue --status --json"))
+@click.option("--status", is_flag=True, help="Say who is at work, and how many jobs wait and run.")
+@click.option("--stop-when-idle", type=click.FloatRange(0), metavar="MINUTES", help="[never]")
+@click.option(
+    "--max-running", type=click.IntRange(1), default=16, show_default=True, help="Jobs a cluster."
+)
+@click.option(
+    "--preempt", is_flag=True, help="Stop and requeue jobs for others of a higher priority."
+)
+@output.json_option
+def command(
+    status: bool, stop_when_idle: float | None, max_running: int, preempt: bool, as_json: bool
+) -> int:
+    """Be the controller: start queued jobs, retry, ship logs; until Ctrl-C.
+
+    For use on one machine it is started by itself when a command needs it. For a team, run it as
+    a service with $MANTA_STATE set to a database; a second one waits until the first is gone.
+    Stopping it stops no job.
+    """
+    from manta import state as states
+    from manta.jobs import daemon
+    from manta.jobs.controller import Options
+
+    url = states.url()
+    state = states.open_state(url)
+    if status:
+        return _print_status(state, as_json)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    idle_stop_s = None if stop_when_idle is None else stop_when_idle * 60
+    options = Options(idle_stop_s=idle_stop_s, max_running=max_running, preempt=preempt)
+    daemon.run(state, url, options, output.say)
+    return 0
+
+
+def _print_status(state: object, as_json: bool) -> int:
+    from manta.jobs import lease, store
+    from manta.state import State
+
+    assert isinstance(state, State)
+    holder = lease.holder(state)
+    counts = store.counts(state)
+    if as_json:
+        output.print_json({"controller": holder, "jobs": counts})
+    else:
+        click.echo(f"controller  {holder or 'none; the next command starts one'}")
+        for name, count in counts.items():
+            click.echo(f"{name.lower():<11} {count}")
+    return 0 if holder else 1

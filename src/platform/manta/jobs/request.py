@@ -1,0 +1,85 @@
+"""From a plan to a complete request: the code is put into storage, and who asks is noted."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from pathlib import Path
+
+import manta
+from manta import storage
+from manta.cluster import record
+from manta.cluster.record import ClusterRecord
+from manta.jobs import packages, shape, store
+from manta.jobs.model import PRIORITIES, JobRequest, check_id
+from manta.plan.jobs import JobPlan
+from manta.spec import JobSpec
+from manta.state import State
+
+
+def me() -> str:
+    """The user's login name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def actor() -> str:
+    """Who acts, for the record of events: user@host."""
+    return f"{me()}@{socket.gethostname()}"
+
+
+def prepare(
+    plan: JobPlan, spec: JobSpec | None, *, cluster: str, storage_url: str, working_dir: Path
+) -> JobRequest:
+    """Make the request complete: ships the local folders of its runtime_env to storage.
+
+    Args:
+        plan: what to run.
+        spec: the job file, for how it queues; None for a step of a pipeline.
+        cluster: where.
+        storage_url: root under which code and log are kept.
+        working_dir: whose git commit is noted.
+
+    Raises:
+        InputError: its id cannot be one, or its runtime_env cannot be used.
+        MantaError: the storage cannot be written.
+    """
+    check_id(plan.submission_id)
+    shipped = packages.ship(plan.runtime_env_passthrough, storage_url)
+    return JobRequest(
+        id=plan.submission_id,
+        name=spec.name if spec else plan.submission_id,
+        entrypoint=plan.entrypoint,
+        runtime_env_passthrough=dict(shipped.runtime_env_passthrough),
+        packages=shipped.packages,
+        resources=plan.resources,
+        metadata=dict(plan.metadata),
+        retry=plan.retry,
+        timeout_s=plan.timeout_s,
+        deadline_s=spec.deadline_s if spec else None,
+        priority=PRIORITIES[spec.priority if spec else "normal"],
+        team=spec.team if spec else "default",
+        user=me(),
+        cluster=cluster,
+        shape=shape.of_demand(plan.demand),
+        storage_url=storage_url,
+        code_version=packages.code_version(working_dir),
+        manta_version=manta.__version__,
+    )
+
+
+def storage_of(state: State, cluster: str) -> str:
+    """The storage root of a cluster that is up, or was seen by a controller.
+
+    Raises InputError if nobody has ever seen it: a misspelt name must not wait for ever.
+    """
+    known: dict[str, ClusterRecord] = {found.name: found for found in record.load_all()}
+    if cluster in known:
+        return known[cluster].storage_url
+    for seen in store.clusters_seen(state):
+        if seen["name"] == cluster:
+            return str(seen["storage_url"]) or storage.root()
+    record.find(cluster)  # raises, with the names that there are
+    raise AssertionError(f"{cluster} is on record after all")

@@ -1,0 +1,488 @@
+"""Jobs in the state: accepted once, changed only along `MOVES`, each change with its event.
+
+Every function opens one short transaction. A change compares the job's version with the one that
+its caller saw, so that of two who decide at the same time one loses and looks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import sqlalchemy as sa
+
+from manta.errors import InputError, MantaError
+from manta.jobs.books import Waiting
+from manta.jobs.lease import Lease
+from manta.jobs.model import (
+    DONE,
+    MOVES,
+    Attempt,
+    Cause,
+    Event,
+    Job,
+    JobRequest,
+    JobState,
+    check_id,
+    submission_id,
+)
+from manta.jobs.policy import Outcome, Verdict, resources_for
+from manta.state import State, attempts, clusters, events, jobs, now
+
+CONTROLLER = "controller"
+_JOB = [column for column in jobs.c if column.name != "request"]  # which is long and seldom asked
+
+
+class Conflict(MantaError):
+    """Someone else has changed the job since it was read: look again."""
+
+
+def submit(state: State, request: JobRequest, actor: str) -> tuple[Job, bool]:
+    """Accept a job. Same id and same content: the same job, however often and from wherever.
+
+    Returns:
+        The job, and whether it is new.
+
+    Raises:
+        InputError: the id cannot be one, or belongs to another job.
+    """
+    check_id(request.id)
+    digest, at = request.digest(), now()
+    with state.write() as connection:
+        known = _find(connection, request.id)
+        if known is not None:
+            if known.digest != digest:
+                raise InputError(
+                    f"job id {request.id} belongs to `{known.entrypoint}`", "choose another id"
+                )
+            return known, False
+        connection.execute(
+            jobs.insert().values(
+                **_new_row(request.id, origin="manta", at=at),
+                name=request.name,
+                user=request.user,
+                team=request.team,
+                priority=request.priority,
+                cluster=request.cluster,
+                shape=request.shape,
+                digest=digest,
+                entrypoint=request.entrypoint,
+                storage_url=request.storage_url,
+                deadline_at=at + request.deadline_s if request.deadline_s else None,
+                request=request.model_dump_json(),
+            )
+        )
+        _note(connection, at, actor, "submitted", request.id, request.cluster, request.entrypoint)
+        return _one(connection, request.id), True
+
+
+def _new_row(job_id: str, *, origin: str, at: float) -> dict[str, Any]:
+    return {
+        "id": job_id,
+        "version": 1,
+        "state": JobState.QUEUED,
+        "origin": origin,
+        "attempt": 0,
+        "num_failures": 0,
+        "submitted_at": at,
+        "not_before": 0.0,
+        "cause": "",
+        "message": "",
+        "stop_reason": "",
+    }
+
+
+def find(state: State, job_id: str) -> Job | None:
+    """The job, or None."""
+    with state.read() as connection:
+        return _find(connection, job_id)
+
+
+def get(state: State, job_id: str) -> Job:
+    """The job. Raises InputError if there is none of that id."""
+    job = find(state, job_id)
+    if job is None:
+        raise unknown(job_id)
+    return job
+
+
+def unknown(job_id: str) -> InputError:
+    """The error for an id that nobody knows."""
+    return InputError(f"no job {job_id}", "list them with `manta jobs`")
+
+
+def listed(
+    state: State,
+    *,
+    states: Collection[JobState] = (),
+    user: str | None = None,
+    team: str | None = None,
+    cluster: str | None = None,
+    limit: int | None = None,
+    after_seq: int = 0,
+) -> list[Job]:
+    """Jobs in the order of their submission; with `limit` the newest so many."""
+    query = sa.select(*_JOB).where(jobs.c.seq > after_seq)
+    if states:
+        query = query.where(jobs.c.state.in_([str(s) for s in states]))
+    for column, wanted in ((jobs.c.user, user), (jobs.c.team, team), (jobs.c.cluster, cluster)):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    with state.read() as connection:
+        rows = connection.execute(query.order_by(jobs.c.seq.desc()).limit(limit)).all()
+    return [_job(row) for row in reversed(rows)]
+
+
+def counts(state: State) -> dict[str, int]:
+    """State → number of jobs in it."""
+    query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
+    with state.read() as connection:
+        rows = connection.execute(query.order_by(jobs.c.state)).all()
+    return {str(row[0]): int(row[1]) for row in rows}
+
+
+def states(names: Collection[str]) -> tuple[JobState, ...]:
+    """States by name. Raises InputError for one that there is not."""
+    try:
+        return tuple(JobState(name.upper()) for name in names)
+    except ValueError:
+        known = ", ".join(state.lower() for state in JobState)
+        raise InputError(f"no such state: {', '.join(names)}", f"states are {known}") from None
+
+
+def read_jobs(connection: sa.Connection, ids: Collection[str]) -> list[Job]:
+    """The jobs of those ids, in the order of their submission, in a transaction of the caller."""
+    query = sa.select(*_JOB).where(jobs.c.id.in_(ids)).order_by(jobs.c.seq)
+    return [_job(row) for row in connection.execute(query)]
+
+
+def request_of(state: State, job_id: str) -> JobRequest:
+    """What the user asked for. Raises InputError for an unknown job."""
+    with state.read() as connection:
+        found = connection.execute(sa.select(jobs.c.request).where(jobs.c.id == job_id)).scalar()
+    if found is None:
+        raise unknown(job_id)
+    return JobRequest.model_validate_json(found)
+
+
+def waiting(state: State) -> list[Waiting]:
+    """The whole queue, in the order of submission."""
+    with state.read() as connection:
+        return read_waiting(connection)
+
+
+def read_waiting(connection: sa.Connection) -> list[Waiting]:
+    """The same in a transaction of the caller."""
+    columns = [jobs.c[name] for name in Waiting._fields]
+    query = sa.select(*columns).where(jobs.c.state == JobState.QUEUED).order_by(jobs.c.seq)
+    return [Waiting(*row) for row in connection.execute(query)]
+
+
+def attempts_of(state: State, job_id: str) -> list[Attempt]:
+    """The job's attempts, first to last."""
+    query = sa.select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number)
+    with state.read() as connection:
+        return [_attempt(row) for row in connection.execute(query)]
+
+
+def last_attempt(state: State, job: Job) -> Attempt | None:
+    """The newest attempt; None before the first."""
+    found = attempts_of(state, job.id)
+    return found[-1] if found else None
+
+
+def events_of(
+    state: State, *, job_id: str | None = None, after_seq: int = 0, limit: int | None = None
+) -> list[Event]:
+    """What happened, in order: to one job, or to everything; with `limit` the newest so many."""
+    query = sa.select(events).where(events.c.seq > after_seq)
+    if job_id is not None:
+        query = query.where(events.c.job_id == job_id)
+    with state.read() as connection:
+        rows = connection.execute(query.order_by(events.c.seq.desc()).limit(limit)).all()
+    return [Event(**row._mapping) for row in reversed(rows)]
+
+
+def ask_stop(state: State, job_id: str, actor: str, reason: str) -> Job:
+    """Ask for the job's end. One that waits ends here and now; one that has ended stays so."""
+    with state.write() as connection:
+        job = _find(connection, job_id)
+        if job is None:
+            raise unknown(job_id)
+        if job.state.done or job.stop_reason:
+            return job
+        if job.state is JobState.QUEUED:
+            end = {"ended_at": now(), "cause": Cause.STOPPED, "message": reason}
+            return _move(connection, job, JobState.STOPPED, actor, "stopped", reason, **end)
+        return _change(connection, job, actor, "stop asked", reason, stop_reason=reason)
+
+
+def retry(state: State, job_id: str, actor: str) -> Job:
+    """Put a job that failed or was stopped back into the queue, with all its retries.
+
+    Raises InputError if it has not ended, or has succeeded.
+    """
+    with state.write() as connection:
+        job = _find(connection, job_id)
+        if job is None:
+            raise unknown(job_id)
+        if JobState.QUEUED not in MOVES[job.state] or not job.state.done:
+            raise InputError(f"job {job_id} is {job.state}", "only one that failed can be retried")
+        if job.origin != "manta":
+            raise InputError(f"job {job_id} was not sent by Manta", "send it anew")
+        fresh = {"not_before": 0.0, "num_failures": 0, "ended_at": None, "stop_reason": ""}
+        return _move(connection, job, JobState.QUEUED, actor, "retried", "", **fresh)
+
+
+# -- What only the controller does: each shows its lease first. --
+
+
+def begin_attempt(
+    state: State, lease: Lease, job: Job, *, cluster: str, cluster_id: str
+) -> tuple[Job, Attempt]:
+    """Write down the next attempt, *before* Ray is asked: a successor finds what was started."""
+    request, number, at = request_of(state, job.id), job.attempt + 1, now()
+    with state.write() as connection:
+        lease.check(connection)
+        num_out_of_memory = connection.execute(
+            sa.select(sa.func.count())
+            .select_from(attempts)
+            .where(attempts.c.job_id == job.id, attempts.c.cause == Cause.OUT_OF_MEMORY)
+        ).scalar_one()
+        attempt = Attempt(
+            job_id=job.id,
+            number=number,
+            submission_id=submission_id(job.id, number),
+            cluster=cluster,
+            cluster_id=cluster_id,
+            state=JobState.STARTING,
+            resources=resources_for(request, num_out_of_memory).model_dump_json(),
+            created_at=at,
+            started_at=None,
+            ended_at=None,
+            node_id="",
+            exit_code=None,
+            cause=Cause.NONE,
+            message="",
+            log_state="growing",
+        )
+        text = f"attempt {number} on cluster {cluster}"
+        fields = {"attempt": number, "cause": "", "message": ""}
+        job = _move(connection, job, JobState.STARTING, CONTROLLER, "starting", text, **fields)
+        connection.execute(attempts.insert().values(**vars(attempt)))
+    return job, attempt
+
+
+def mark_running(
+    state: State, lease: Lease, job: Job, attempt: Attempt, *, at: float, node_id: str
+) -> Job:
+    """The attempt's driver runs."""
+    with state.write() as connection:
+        lease.check(connection)
+        _update(connection, attempt, state=JobState.RUNNING, started_at=at, node_id=node_id)
+        return _move(
+            connection,
+            job,
+            JobState.RUNNING,
+            CONTROLLER,
+            "running",
+            f"attempt {attempt.number}",
+            started_at=job.started_at or at,
+        )
+
+
+def end_attempt(
+    state: State,
+    lease: Lease,
+    job: Job,
+    attempt: Attempt,
+    outcome: Outcome,
+    verdict: Verdict,
+    *,
+    ended_at: float,
+    log_state: str,
+) -> Job:
+    """The attempt has ended: write down how, and what becomes of the job."""
+    cause = verdict.cause if verdict.cause is not Cause.NONE else outcome.cause
+    with state.write() as connection:
+        lease.check(connection)
+        _update(
+            connection,
+            attempt,
+            state=outcome.state,
+            ended_at=ended_at,
+            exit_code=outcome.exit_code,
+            cause=cause,
+            message=outcome.message,
+            log_state=log_state,
+        )
+        fields: dict[str, Any] = {"cause": verdict.cause, "message": verdict.message}
+        if verdict.state is JobState.QUEUED:
+            fields |= {"not_before": verdict.not_before, "stop_reason": ""}
+            fields |= {"num_failures": job.num_failures + int(verdict.counts)}
+        else:
+            fields |= {"ended_at": ended_at}
+        kind = "requeued" if verdict.state is JobState.QUEUED else verdict.state.lower()
+        text = f"attempt {attempt.number}"
+        if cause:
+            text += f": {cause}: {_first_line(verdict.message)}"
+        if verdict.state is JobState.QUEUED and verdict.not_before > now():
+            text += f"; next try in {verdict.not_before - now():.0f} s"
+        return _move(connection, job, verdict.state, CONTROLLER, kind, text, **fields)
+
+
+def ask_stop_now(state: State, lease: Lease, job: Job, reason: str) -> Job:
+    """The controller's own reason to end an attempt, or a job that still waits."""
+    with state.write() as connection:
+        lease.check(connection)
+        if job.state is JobState.QUEUED:
+            end = {"ended_at": now(), "cause": Cause.DEADLINE, "message": reason}
+            return _move(connection, job, JobState.FAILED, CONTROLLER, "failed", reason, **end)
+        return _change(connection, job, CONTROLLER, "stop asked", reason, stop_reason=reason)
+
+
+def adopt(
+    state: State, lease: Lease, request: JobRequest, *, submitted_at: float, cluster_id: str
+) -> Job | None:
+    """Keep in history a job that came with plain `ray job submit`. None if it is known."""
+    with state.write() as connection:
+        lease.check(connection)
+        if _find(connection, request.id) is not None:
+            return None
+        row = _new_row(request.id, origin="ray", at=submitted_at)
+        row |= {"state": JobState.STARTING, "attempt": 1}
+        row |= {key: getattr(request, key) for key in ("name", "user", "team", "cluster")}
+        row |= {"priority": 0, "shape": request.shape, "digest": request.digest()}
+        row |= {"entrypoint": request.entrypoint, "storage_url": request.storage_url}
+        connection.execute(jobs.insert().values(**row, request=request.model_dump_json()))
+        attempt = {
+            "job_id": request.id,
+            "number": 1,
+            "submission_id": request.id,
+            "cluster": request.cluster,
+            "cluster_id": cluster_id,
+            "state": JobState.STARTING,
+            "resources": request.resources.model_dump_json(),
+            "created_at": submitted_at,
+            "node_id": "",
+            "cause": "",
+            "message": "",
+            "log_state": "growing",
+        }
+        connection.execute(attempts.insert().values(**attempt))
+        _note(connection, now(), CONTROLLER, "seen", request.id, request.cluster, "sent by ray")
+        return _one(connection, request.id)
+
+
+def see_cluster(
+    state: State,
+    lease: Lease,
+    name: str,
+    *,
+    cluster_id: str,
+    storage_url: str,
+    status: str,
+    resources: str,
+    seen_at: float,
+) -> None:
+    """Remember what a cluster is; one that is gone (no `storage_url`) keeps the one it had."""
+    facts = {
+        "cluster_id": cluster_id,
+        "state": status,
+        "resources": resources,
+        "seen_at": seen_at,
+        **({"storage_url": storage_url} if storage_url else {}),
+    }
+    with state.write() as connection:
+        lease.check(connection)
+        known = clusters.update().where(clusters.c.name == name).values(**facts)
+        if not connection.execute(known).rowcount:
+            row = {"storage_url": "", **facts}
+            connection.execute(clusters.insert().values(name=name, **row))
+
+
+def clusters_seen(state: State) -> list[dict[str, Any]]:
+    """The rows of all clusters that a controller has seen, by name."""
+    with state.read() as connection:
+        rows = connection.execute(sa.select(clusters).order_by(clusters.c.name))
+        return [dict(row._mapping) for row in rows]
+
+
+# -- The pieces --
+
+
+def _move(
+    connection: sa.Connection,
+    job: Job,
+    to: JobState,
+    actor: str,
+    kind: str,
+    text: str,
+    **fields: Any,
+) -> Job:
+    assert to in MOVES[job.state], f"{job.id}: {job.state} to {to}"
+    return _change(connection, job, actor, kind, text, state=to, **fields)
+
+
+def _change(
+    connection: sa.Connection, job: Job, actor: str, kind: str, text: str, **fields: Any
+) -> Job:
+    same = sa.and_(jobs.c.id == job.id, jobs.c.version == job.version, jobs.c.state == job.state)
+    done = connection.execute(jobs.update().where(same).values(version=job.version + 1, **fields))
+    if not done.rowcount:
+        raise Conflict(f"job {job.id} has changed meanwhile", "try again")
+    _note(connection, now(), actor, kind, job.id, job.cluster, text)
+    return _one(connection, job.id)
+
+
+def _update(connection: sa.Connection, attempt: Attempt, **fields: Any) -> None:
+    same = sa.and_(
+        attempts.c.job_id == attempt.job_id,
+        attempts.c.number == attempt.number,
+        attempts.c.state.not_in([str(s) for s in DONE]),  # an end is final
+    )
+    if not connection.execute(attempts.update().where(same).values(**fields)).rowcount:
+        raise Conflict(f"attempt {attempt.submission_id} has ended already")
+
+
+def _note(
+    connection: sa.Connection,
+    at: float,
+    actor: str,
+    kind: str,
+    job_id: str,
+    cluster: str,
+    text: str,
+) -> None:
+    connection.execute(
+        events.insert().values(
+            at=at, actor=actor, kind=kind, job_id=job_id, cluster=cluster, text=text
+        )
+    )
+
+
+def _find(connection: sa.Connection, job_id: str) -> Job | None:
+    row = connection.execute(sa.select(*_JOB).where(jobs.c.id == job_id)).one_or_none()
+    return _job(row) if row else None
+
+
+def _one(connection: sa.Connection, job_id: str) -> Job:
+    job = _find(connection, job_id)
+    assert job is not None
+    return job
+
+
+def _job(row: sa.Row[Any]) -> Job:
+    fields = dict(row._mapping)
+    fields["state"], fields["cause"] = JobState(fields["state"]), Cause(fields["cause"])
+    return Job(**fields)
+
+
+def _attempt(row: sa.Row[Any]) -> Attempt:
+    fields = dict(row._mapping)
+    fields["state"], fields["cause"] = JobState(fields["state"]), Cause(fields["cause"])
+    return Attempt(**fields)
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:200]
