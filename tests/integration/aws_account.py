@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,16 +40,12 @@ class Account:
             "no_proxy": "*",
         }
 
-    def require_authentication(self) -> None:
-        """From now on the API knows no key: nobody has made one."""
-        request = urllib.request.Request(f"{self.api.url}/moto-api/reset-auth", b"0")
-        urllib.request.urlopen(request, timeout=10).close()
-
-    def instances(self) -> dict[str, dict[str, Any]]:
-        """The instances that are not terminated, by Ray's node type."""
+    def instances(self, cluster: str) -> dict[str, dict[str, Any]]:
+        """The instances of a cluster that are not terminated, by Ray's node type."""
         found = [i for r in self.ec2.describe_instances()["Reservations"] for i in r["Instances"]]
         alive = [i for i in found if i["State"]["Name"] != "terminated"]
-        return {tags(i)["ray-user-node-type"]: i for i in alive}
+        ours = [i for i in alive if tags(i)["ray-cluster-name"] == cluster]
+        return {tags(i)["ray-user-node-type"]: i for i in ours}
 
 
 def tags(instance: dict[str, Any]) -> dict[str, str]:

@@ -13,17 +13,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from aws_account import OFFICE, REGION, Account, an_account, tags
+import yaml
+from aws_account import OFFICE, Account, an_account, tags
 from aws_api import Call, Refusal
-from ray_launcher import RAY, Ended, Launcher, launcher
+from ray_launcher import RAY, ROOT, Ended, Launcher, launcher
 
 TYPES = {
     "head": "m7i.xlarge",
@@ -32,6 +35,14 @@ TYPES = {
     "gpu": "g6.2xlarge",
     "gpu8": "p4d.24xlarge",
 }
+MANTA = (str(Path(sys.executable).with_name("manta")),)
+CLUSTER = "manta-aws"
+QUOTA = Refusal(
+    action="RunInstances",
+    where={"TagSpecification.1.Tag.1.Value": "quota"},  # of the cluster of this name
+    code="VcpuLimitExceeded",
+    message="You have requested more vCPU capacity than your current vCPU limit of 0 allows",
+)
 NO_SPOT = Refusal(
     action="RunInstances",
     where={"InstanceMarketOptions.MarketType": "spot"},
@@ -43,7 +54,9 @@ NO_SPOT = Refusal(
 ASK = """
 import json, sys
 from ray.autoscaler.v2.sdk import request_cluster_resources
-request_cluster_resources(sys.argv[1], json.loads(sys.argv[2]))
+for line in sys.stdin:
+    shapes = [{"resources": bundle, "label_selector": {}} for bundle in json.loads(line)]
+    request_cluster_resources(sys.argv[1], shapes)
 """
 
 
@@ -62,46 +75,71 @@ class Story:
 
     def launch(self, node_type: str) -> Call:
         """The RunInstances call of a node type."""
+        wanted = {node_type, CLUSTER}
         calls = self.account.api.named("RunInstances")
-        return next(c for c in calls if node_type in c.values("TagSpecification.1.Tag."))
+        return next(c for c in calls if wanted <= {*c.values("TagSpecification.1.Tag.")})
 
 
 @pytest.fixture(scope="module")
-def story() -> Iterator[Story]:
-    with an_account() as account, launcher(account.environment()) as here:
+def told() -> Iterator[Mapping[str, Any]]:
+    """All clusters of this file at once: most of their time is Ray waiting."""
+    with an_account() as account, account.api.refusing(QUOTA), ThreadPoolExecutor() as pool:
+        story = pool.submit(_tell, account)
+        names = ("quota", "silent")
+        ups = pool.map(lambda name: _manta_up(account, name), names)
+        yield {"story": story.result(), **dict(zip(names, ups, strict=True))}
+
+
+@pytest.fixture
+def story(told: Mapping[str, Any]) -> Story:
+    story: Story = told["story"]
+    return story
+
+
+def _tell(account: Account) -> Story:
+    alive = partial(account.instances, CLUSTER)
+    with launcher(account.environment()) as here, ThreadPoolExecutor() as pool:
         file = here.write("aws.yaml", account.file())
+        own_ray = pool.submit(_own_ray, here)
         up = here.run("up", "--yes", file)
-        after_up = account.instances()
-        with _head(here, after_up["head"]["InstanceId"]) as gcs:
-            _ask(here, gcs, [{"CPU": 16}, {"GPU": 1}])
-            _until(lambda: {"cpu", "gpu-spot"} <= account.instances().keys(), "cpu, gpu-spot")
+        after_up = alive()
+        with (
+            _head(here, after_up["head"]["InstanceId"], own_ray.result()) as gcs,
+            _asking(here, gcs) as ask,
+        ):
+            ask([{"CPU": 16}, {"GPU": 1}])
+            _until(lambda: {"cpu", "gpu-spot"} <= alive().keys(), "cpu, gpu-spot")
             with account.api.refusing(NO_SPOT):
-                _ask(here, gcs, [{"CPU": 16}, {"GPU": 1}, {"GPU": 1}])
-                _until(lambda: "gpu" in account.instances(), "gpu on demand")
+                ask([{"CPU": 16}, {"GPU": 1}, {"GPU": 1}])
+                _until(lambda: "gpu" in alive(), "gpu on demand")
             _turn_on(here, "gpu8")
-            _ask(here, gcs, [{"CPU": 16}, {"GPU": 1}, {"GPU": 1}, {"GPU": 8}])
-            _until(lambda: "gpu8" in account.instances(), "gpu8")
-            running = account.instances()
+            ask([{"CPU": 16}, {"GPU": 1}, {"GPU": 1}, {"GPU": 8}])
+            _until(lambda: "gpu8" in alive(), "gpu8")
         group = account.ec2.describe_security_groups(GroupIds=[account.group])
-        yield Story(
+        return Story(
             account=account,
             up=up,
             alive_after_up=after_up,
             ssh_calls=here.ssh_calls(),
-            running=running,
+            running=alive(),
             rules=group["SecurityGroups"][0]["IpPermissions"],
             down=here.run("down", "--yes", file),
         )
 
 
+def _manta_up(account: Account, name: str) -> Ended:
+    with launcher(account.environment(), MANTA) as here:
+        file = here.write("aws.yaml", account.file())
+        return here.run("up", file, "--name", name, "--yes")
+
+
 @contextmanager
-def _head(here: Launcher, instance_id: str) -> Iterator[str]:
+def _head(here: Launcher, instance_id: str, own_ray: str) -> Iterator[str]:
     """Ray's head as it would run on the instance, its autoscaler included; yields its address."""
-    config = here.resolved()
-    here.write("bootstrap.json", json.dumps(config))
+    here.write("bootstrap.json", json.dumps(here.resolved()))
     port = _free_port()
     told = {
-        "PYTHONPATH": _own_ray(here, config["head_setup_commands"][-1]),
+        "PYTHONPATH": own_ray,
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": instance_id,
         "RAY_NODE_TYPE_NAME": "head",
@@ -128,8 +166,10 @@ def _head(here: Launcher, instance_id: str) -> Iterator[str]:
         head.wait(timeout=30)
 
 
-def _own_ray(here: Launcher, setup_command: str) -> str:
+def _own_ray(here: Launcher) -> str:
     """A copy of Ray's autoscaler on which the file's last set-up command for the head has run."""
+    file = yaml.safe_load((ROOT / "cluster/aws.yaml").read_text())
+    setup_command = file["head_setup_commands"][-1]
     installed, own = Path(ray.__file__).parent, here.folder / "own" / "ray"
     (own / "autoscaler").mkdir(parents=True)
     for path in installed.iterdir():
@@ -142,11 +182,16 @@ def _own_ray(here: Launcher, setup_command: str) -> str:
     return str(own.parent)
 
 
-def _ask(here: Launcher, gcs: str, bundles: list[dict[str, int]]) -> None:
-    """What `ray.autoscaler.sdk.request_resources` sends, without a driver."""
-    shapes = json.dumps([{"resources": bundle, "label_selector": {}} for bundle in bundles])
-    argv = [sys.executable, "-c", ASK, gcs, shapes]
-    subprocess.run(argv, env=dict(here.environment), check=True, capture_output=True, timeout=60)
+@contextmanager
+def _asking(here: Launcher, gcs: str) -> Iterator[Callable[[Sequence[Mapping[str, int]]], None]]:
+    """Send what `ray.autoscaler.sdk.request_resources` sends, without a driver."""
+    argv = [sys.executable, "-c", ASK, gcs]
+    with subprocess.Popen(
+        argv, env=dict(here.environment), stdin=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        yield lambda bundles: print(json.dumps(bundles), file=process.stdin, flush=True)
+        process.stdin.close()
 
 
 def _turn_on(here: Launcher, node_type: str) -> None:
@@ -233,7 +278,7 @@ def test_instances_and_volumes_carry_the_tags_for_cost(story: Story, node_type: 
     wanted = {"project": "manta", "cost-center": "research"}
     instance = story.running[node_type]
     assert wanted.items() <= tags(instance).items()
-    assert tags(instance)["ray-cluster-name"] == "manta-aws"
+    assert tags(instance)["ray-cluster-name"] == CLUSTER
     asked = story.launch(node_type).values("TagSpecification.2.")
     assert asked == ("volume", "project", "manta", "cost-center", "research")
 
@@ -265,7 +310,8 @@ def test_the_eight_gpu_group_has_an_efa_on_each_card_in_a_placement_group(story:
 def test_down_leaves_no_instance_volume_or_spot_request(story: Story) -> None:
     assert story.down.exit_code == 0, story.down.stderr
     ec2 = story.account.ec2
-    assert story.account.instances() == {}
+    for cluster in (CLUSTER, "quota", "silent"):
+        assert story.account.instances(cluster) == {}
     assert ec2.describe_volumes()["Volumes"] == []
     states = {
         request["State"]
@@ -279,5 +325,27 @@ def test_down_leaves_only_a_key_pair_that_up_uses_again(story: Story) -> None:
     writes = {c.action for c in story.account.api.calls if not c.action.startswith("Describe")}
     known = {"CreateKeyPair", "RunInstances", "CreateTags", "TerminateInstances"}
     assert writes <= known
-    keys = story.account.ec2.describe_key_pairs()["KeyPairs"]
-    assert [key["KeyName"] for key in keys] == [f"ray-autoscaler_{REGION}"]
+    keys = [key["KeyName"] for key in story.account.ec2.describe_key_pairs()["KeyPairs"]]
+    assert len(keys) == 3  # one for each machine that `up` ran on
+    assert all(key.startswith("ray-autoscaler_") for key in keys)
+
+
+def test_manta_up_gives_a_refusal_in_the_clouds_words_and_what_to_do(
+    told: Mapping[str, Any],
+) -> None:
+    ended: Ended = told["quota"]
+    assert ended.exit_code == 1
+    assert QUOTA.message in ended.stderr
+    assert "quota" in ended.stderr.replace(QUOTA.message, "")
+    assert "Traceback" not in ended.stdout + ended.stderr
+
+
+def test_manta_up_ends_a_head_that_never_answers_ssh_and_says_so(
+    told: Mapping[str, Any], story: Story
+) -> None:
+    ended: Ended = told["silent"]
+    assert ended.exit_code == 1
+    assert "Nothing of it is left running." in ended.stderr
+    started = [c.values("TagSpecification.1.") for c in story.account.api.named("RunInstances")]
+    assert [tags for tags in started if "silent" in tags]
+    assert story.account.instances("silent") == {}
