@@ -94,10 +94,10 @@ class Laptop:
         assert done.returncode == 0, done.stderr
 
     def job(self, name: str, job: str) -> tuple[str, str]:
-        """State and log of a job."""
+        """State and log of a job; the log is the later of the two."""
         variables = self.variables(name)
-        logs = self.run("ray", "job", "logs", job, **variables).stdout
         status = self.run("ray", "job", "status", job, **variables).stdout.upper()
+        logs = self.run("ray", "job", "logs", job, **variables).stdout
         states = ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING")
         return next((s for s in states if s in status.split(job.upper())[-1]), status), logs
 
@@ -161,11 +161,14 @@ def reachable(lab: Lab, host: Host) -> list[int]:
 
 
 def ask_everything(
-    lab: Lab, words: Sequence[str], ports: Mapping[str, list[int]], routes: Sequence[Sequence[str]]
+    words: Sequence[str],
+    ports: Mapping[str, list[int]],
+    routes: Sequence[Sequence[str]],
+    *token: str,
 ) -> list[list[Any]]:
-    """What answers without a token, asked by way of `words`, a command line prefix."""
+    """What answers, asked by way of `words`, a command line prefix; without a token if none."""
     script = str(Path(__file__).with_name("probe.py"))
-    asked = [*words, sys.executable, script, json.dumps(ports), json.dumps(routes)]
+    asked = [*words, sys.executable, script, json.dumps(ports), json.dumps(routes), *token]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     found: list[list[Any]] = json.loads(done.stdout.splitlines()[-1])

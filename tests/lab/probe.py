@@ -1,9 +1,9 @@
-"""Runs on a host of the lab: asks every port it is given without a token, prints who answers.
+"""Runs on a host of the lab: asks every port it is given, prints who answers.
 
-    python probe.py '{"10.77.0.10": [6379, …]}' '[["GET", "/api/jobs/"], …]'
+    python probe.py '{"10.77.0.10": [6379, …]}' '[["GET", "/api/jobs/"], …]' [TOKEN]
 
 A line of JSON on stdout: [[address, port, "HTTP" or "gRPC", what was asked, the answer], …] of
-whatever was not refused.
+whatever was not refused. Without TOKEN it is a stranger who asks.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ METHODS = (
 SILENT = ("UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
-def ask_http(address: str, port: int, method: str, route: str) -> str:
+def ask_http(address: str, port: int, method: str, route: str, bearer: dict[str, str]) -> str:
     """The answer's status and beginning; empty if refused, or not HTTP."""
     connection = http.client.HTTPConnection(address, port, timeout=TIMEOUT_S)
     try:
-        connection.request(method, route)
+        connection.request(method, route, headers=bearer)
         answer = connection.getresponse()
         text = answer.read(200).decode(errors="replace")
     except (OSError, http.client.HTTPException):
@@ -50,11 +50,12 @@ def ask_http(address: str, port: int, method: str, route: str) -> str:
     return "" if answer.status in REFUSED else f"{answer.status} {text}"
 
 
-def ask_grpc(address: str, port: int, method: str) -> str:
+def ask_grpc(address: str, port: int, method: str, bearer: dict[str, str]) -> str:
     """The answer's beginning; empty if refused, or not gRPC."""
     with grpc.insecure_channel(f"{address}:{port}") as channel:
         try:
-            answer = channel.unary_unary(f"/{method}")(b"", timeout=TIMEOUT_S)
+            call = channel.unary_unary(f"/{method}")
+            answer = call(b"", timeout=TIMEOUT_S, metadata=list(bearer.items()))
         except grpc.RpcError as error:
             name = error.code().name
             return "" if name in SILENT else f"{name} {error.details()}"
@@ -78,16 +79,17 @@ def main() -> None:
     """Ask everything, a few at a time."""
     ports: dict[str, list[int]] = json.loads(sys.argv[1])
     routes: list[list[str]] = json.loads(sys.argv[2])
+    bearer = {"authorization": f"Bearer {sys.argv[3]}"} if len(sys.argv) > 3 else {}
     found: list[list[str | int]] = []
     for address, numbers in ports.items():
         for port in numbers:
             if speaks_http(address, port):
                 for method, route in routes:
-                    if said := ask_http(address, port, method, route):
+                    if said := ask_http(address, port, method, route, bearer):
                         found.append([address, port, "HTTP", f"{method} {route}", said])
                 continue
             with ThreadPoolExecutor(4) as pool:
-                answers = pool.map(lambda m: ask_grpc(address, port, m), METHODS)  # noqa: B023
+                answers = pool.map(lambda m: ask_grpc(address, port, m, bearer), METHODS)  # noqa: B023
                 for method, said in zip(METHODS, answers, strict=True):
                     if said:
                         found.append([address, port, "gRPC", method, said])

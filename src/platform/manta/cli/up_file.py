@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from manta import storage
 from manta.cli import output
 from manta.errors import InputError, InvalidSpec
 
@@ -120,6 +121,11 @@ def _show(plan: LaunchPlan, nodes: Plan) -> None:
     for remark in remarks(nodes):
         output.say(remark)
     output.say(f"Up to {nodes.cluster.max_workers} workers when work asks for them.")
+    if storage.is_local(plan.record.storage_url):
+        output.say(
+            f"Note: results go to {plan.record.storage_url} on whatever host makes them; set "
+            f"{storage.ROOT_VARIABLE} to a URL that all of them reach, e.g. s3://bucket/team"
+        )
 
 
 def _ask(plan: LaunchPlan, yes: bool) -> None:

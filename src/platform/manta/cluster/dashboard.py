@@ -75,7 +75,7 @@ class Node:
 
 def nodes(cluster: ClusterRecord) -> list[Node]:
     """Nodes that the cluster knows, dead ones too. Raises MantaError if it is silent."""
-    answer = get(cluster, "/api/v0/nodes")
+    answer = get(cluster, "/api/v0/nodes?limit=10000")
     return [
         Node(
             id=node["node_id"],
