@@ -39,10 +39,18 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--fill", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.fill:
-        print(json.dumps(size(arguments.fill, arguments.jobs)))
-        return
+        fill(arguments.fill, arguments.jobs)
+    elif arguments.measure:
+        print(json.dumps(size(arguments.measure, arguments.jobs)))
+    else:
+        measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Both parts."""
     latency = measure_latency(arguments.repetitions)
     print(table(latency["rows"]))
     large = measure_size(arguments.jobs)
@@ -104,29 +112,33 @@ def _until_runs(words: list[str], folder: Path, environment: dict[str, str]) -> 
 def measure_size(num_jobs: int) -> dict[str, float]:
     """What `size` gives, in a process that has done nothing else."""
     with tempfile.TemporaryDirectory(prefix="m-bench-") as folder:
-        words = [sys.executable, __file__, "--fill", f"{folder}/state.db", "--jobs", str(num_jobs)]
-        done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+        words = [sys.executable, __file__, "--jobs", str(num_jobs)]
+        subprocess.run([*words, "--fill", f"{folder}/state.db"], check=True)
+        done = subprocess.run(
+            [*words, "--measure", f"{folder}/state.db"],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
 
 def size(file: Path, num_jobs: int) -> dict[str, float]:
-    """Fill a state, then list, filter, load and schedule; milliseconds and MiB."""
+    """List, filter, load and schedule; milliseconds, and MiB of this process."""
     from manta import state as states
-    from manta.jobs import passes, store
+    from manta.jobs import passes, queries
     from manta.jobs.books import Shares
     from manta.jobs.model import JobState
     from manta.jobs.view import View
 
     state = states.open_state(f"sqlite:///{file}")
-    begun = time.perf_counter()
-    _fill(state, num_jobs)
-    result: dict[str, float] = {"jobs": num_jobs, "fill s": time.perf_counter() - begun}
-    result["list newest 100 ms"] = _ms(lambda: store.listed(state, limit=100))
+    result: dict[str, float] = {"jobs": num_jobs}
+    result["list newest 100 ms"] = _ms(lambda: queries.listed(state, limit=100))
     result["filter by user, newest 100 ms"] = _ms(
-        lambda: store.listed(state, user="user7", states=(JobState.QUEUED,), limit=100)
+        lambda: queries.listed(state, user="user7", states=(JobState.QUEUED,), limit=100)
     )
-    result["find one ms"] = _ms(lambda: store.get(state, f"job-{num_jobs // 2}"))
+    result["find one ms"] = _ms(lambda: queries.get(state, f"job-{num_jobs // 2}"))
     view = View(state)
     begun = time.perf_counter()
     view.refresh()
@@ -151,10 +163,12 @@ def _ms(act: Callable[[], object], repetitions: int = 7) -> float:
     return statistics.median(taken)
 
 
-def _fill(state: Any, num_jobs: int) -> None:
+def fill(file: Path, num_jobs: int) -> None:
+    """Write a state with so many queued jobs, of many users, on three clusters."""
     from manta import state as states
     from manta.jobs.model import JobRequest
 
+    state = states.open_state(f"sqlite:///{file}")
     chance = random.Random(0)
     rows = []
     for number in range(num_jobs):

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 from terminal import MANTA, Terminal, end_controller, new_terminal, until
 
 from manta import state as states
-from manta.jobs import store
+from manta.jobs import queries, store
 from manta.jobs.model import JobRequest, JobState
 from manta.state import State
 
@@ -51,8 +51,8 @@ def test_a_controller_killed_at_random_moments_loses_nothing_and_runs_nothing_tw
     terminal(MANTA, "jobs")  # starts the last controller
     until(lambda: _num_unfinished(state) == 0, "all jobs end", timeout_s=900)
     started = Counter(line.split()[0] for line in ran.read_text().splitlines())
-    jobs = store.listed(state)
-    attempts = {job.id: len(store.attempts_of(state, job.id)) for job in jobs}
+    jobs = queries.listed(state)
+    attempts = {job.id: len(queries.attempts_of(state, job.id)) for job in jobs}
     ended = Counter(str(job.state) for job in jobs)
     logs = sum(f"end-{j.id}" in terminal(MANTA, "logs", j.id).stdout for j in jobs[:10])
     print(
@@ -93,7 +93,7 @@ def _is_at_work(state: State, pid: int) -> bool:
 
 
 def _num_unfinished(state: State) -> int:
-    return sum(n for name, n in store.counts(state).items() if not JobState(name).done)
+    return sum(n for name, n in queries.counts(state).items() if not JobState(name).done)
 
 
 def _request(terminal: Terminal, job_id: str, ran: Path) -> JobRequest:

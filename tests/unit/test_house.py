@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "plan": {"spec", "check", "errors"},
     "cluster": {"plan"} | EVERY_ROOM,
     "jobs": {"plan", "state", "cluster"} | EVERY_ROOM,
+    "client": {"jobs", "plan", "state"} | EVERY_ROOM,
     "serving": {"plan", "state", "cluster"} | EVERY_ROOM,
     "autoscaling": {"plan"} | EVERY_ROOM,
     "workloads": EVERY_ROOM,

@@ -41,7 +41,7 @@ DIED = {"error_type": "JOB_SUPERVISOR_ACTOR_DIED", "exit_code": None}
         ({"message": "ray.exceptions.OutOfMemoryError: Task was killed"}, Cause.OUT_OF_MEMORY),
         ({"message": "torch.OutOfMemoryError: CUDA out of memory."}, Cause.OUT_OF_MEMORY),
         ({"message": "ray.exceptions.NodeDiedError: …"}, Cause.NODE_LOST),
-        ({"message": "ray.exceptions.WorkerCrashedError: The worker died"}, Cause.NODE_LOST),
+        ({"message": "ray.exceptions.WorkerCrashedError: The worker died"}, Cause.UNKNOWN),
         (DIED | {"message": "The actor died because its node has died."}, Cause.NODE_LOST),
         (DIED | {"message": "the node was preempted"}, Cause.PREEMPTED),
         (DIED | {"message": "something else"}, Cause.UNKNOWN),

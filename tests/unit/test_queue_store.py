@@ -17,7 +17,7 @@ from sqlalchemy.schema import CreateTable
 from manta import state as states
 from manta.errors import InputError
 from manta.jobs import lease as leases
-from manta.jobs import policy, store
+from manta.jobs import policy, queries, store
 from manta.jobs.lease import Lease, LeaseLost
 from manta.jobs.model import Cause, JobState, check_id, submission_id
 from manta.jobs.policy import Outcome
@@ -46,13 +46,13 @@ def lease(state: State) -> Lease:
 
 def end(state: State, lease: Lease, job_id: str, cause: Cause = Cause.NONE) -> store.Job:
     """Run the job's newest attempt to an end of that cause."""
-    job = store.get(state, job_id)
-    attempt = store.last_attempt(state, job)
+    job = queries.get(state, job_id)
+    attempt = queries.last_attempt(state, job)
     assert attempt is not None
     ended = JobState.FAILED if cause else JobState.SUCCEEDED
     outcome = Outcome(state=ended, cause=cause, message="why")
     verdict = policy.after(
-        store.request_of(state, job_id),
+        queries.request_of(state, job_id),
         outcome,
         num_failures=job.num_failures,
         stop_reason=job.stop_reason,
@@ -64,7 +64,7 @@ def end(state: State, lease: Lease, job_id: str, cause: Cause = Cause.NONE) -> s
 
 
 def begin(state: State, lease: Lease, job_id: str) -> store.Attempt:
-    job = store.get(state, job_id)
+    job = queries.get(state, job_id)
     return store.begin_attempt(state, lease, job, cluster="local", cluster_id="c1")[1]
 
 
@@ -78,15 +78,15 @@ def test_fifty_requests_at_once_with_one_id_make_one_job(state: State) -> None:
     with ThreadPoolExecutor(50) as pool:
         new = list(pool.map(submit, range(50)))
     assert new.count(True) == 1
-    assert [job.id for job in store.listed(state)] == ["same"]
-    assert [event.kind for event in store.events_of(state)] == ["submitted"]
+    assert [job.id for job in queries.listed(state)] == ["same"]
+    assert [event.kind for event in queries.events_of(state)] == ["submitted"]
 
 
 def test_an_id_with_other_content_is_refused_and_nothing_changes(state: State) -> None:
     store.submit(state, request("a"), "ann")
     with pytest.raises(InputError, match="job id a belongs to `true`"):
         store.submit(state, request("a", entrypoint="false"), "ann")
-    assert len(store.events_of(state)) == 1
+    assert len(queries.events_of(state)) == 1
 
 
 def test_who_asks_and_how_urgently_does_not_make_it_another_job(state: State) -> None:
@@ -113,9 +113,9 @@ def test_each_change_of_state_has_its_event_in_the_same_order(state: State, leas
     assert end(state, lease, "a", Cause.NODE_LOST).state is JobState.QUEUED
     begin(state, lease, "a")
     assert end(state, lease, "a").state is JobState.SUCCEEDED
-    kinds = [event.kind for event in store.events_of(state, job_id="a")]
+    kinds = [event.kind for event in queries.events_of(state, job_id="a")]
     assert kinds == ["submitted", "starting", "requeued", "starting", "succeeded"]
-    assert [a.submission_id for a in store.attempts_of(state, "a")] == ["a", "a-attempt-2"]
+    assert [a.submission_id for a in queries.attempts_of(state, "a")] == ["a", "a-attempt-2"]
 
 
 def test_of_two_who_begin_an_attempt_on_the_same_sight_one_fails(
@@ -125,14 +125,14 @@ def test_of_two_who_begin_an_attempt_on_the_same_sight_one_fails(
     store.begin_attempt(state, lease, job, cluster="local", cluster_id="c1")
     with pytest.raises(store.Conflict):
         store.begin_attempt(state, lease, job, cluster="local", cluster_id="c1")
-    assert len(store.attempts_of(state, "a")) == 1
+    assert len(queries.attempts_of(state, "a")) == 1
 
 
 def test_an_attempt_that_has_ended_cannot_end_otherwise(state: State, lease: Lease) -> None:
     store.submit(state, request("a"), "ann")
     begin(state, lease, "a")
-    job = store.get(state, "a")
-    attempt = store.last_attempt(state, job)
+    job = queries.get(state, "a")
+    attempt = queries.last_attempt(state, job)
     assert attempt is not None
     end(state, lease, "a")
     outcome = Outcome(state=JobState.FAILED, cause=Cause.UNKNOWN, message="")
@@ -141,7 +141,7 @@ def test_an_attempt_that_has_ended_cannot_end_otherwise(state: State, lease: Lea
         store.end_attempt(
             state, lease, job, attempt, outcome, verdict, ended_at=2.0, log_state="cut"
         )
-    assert store.get(state, "a").state is JobState.SUCCEEDED
+    assert queries.get(state, "a").state is JobState.SUCCEEDED
 
 
 def test_a_second_controller_waits_and_takes_over_when_the_lease_expires(state: State) -> None:
@@ -163,8 +163,8 @@ def test_who_lost_the_lease_can_write_nothing(state: State, lease: Lease) -> Non
     assert leases.acquire(state) is not None
     with pytest.raises(LeaseLost):
         begin(state, lease, "a")
-    assert store.get(state, "a").state is JobState.QUEUED
-    assert store.attempts_of(state, "a") == []
+    assert queries.get(state, "a").state is JobState.QUEUED
+    assert queries.attempts_of(state, "a") == []
 
 
 def test_a_lease_whose_holder_on_this_machine_is_dead_is_free_at_once(state: State) -> None:
@@ -186,7 +186,7 @@ def test_stopping_a_waiting_job_ends_it_and_again_changes_nothing(state: State) 
     store.submit(state, request("a"), "ann")
     assert store.ask_stop(state, "a", "bob", "no use").state is JobState.STOPPED
     assert store.ask_stop(state, "a", "bob", "again").state is JobState.STOPPED
-    assert [event.kind for event in store.events_of(state)] == ["submitted", "stopped"]
+    assert [event.kind for event in queries.events_of(state)] == ["submitted", "stopped"]
 
 
 def test_a_job_that_failed_can_be_retried_and_one_that_runs_cannot(

@@ -26,12 +26,12 @@ def command(job: str | None, limit: int, jsonl: bool, as_json: bool) -> None:
     Who did what, when, to which job. Events are written with the change that they tell of, and
     never altered.
     """
-    from manta.jobs import store
+    from manta.jobs import queries
 
     state = watch.open_state()
     if job is not None:
-        store.get(state, job)
-    events = store.events_of(state, job_id=job, limit=None if jsonl else limit)
+        queries.get(state, job)
+    events = queries.events_of(state, job_id=job, limit=None if jsonl else limit)
     if jsonl:
         for event in events:
             click.echo(json.dumps(asdict(event)))

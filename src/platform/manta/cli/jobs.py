@@ -49,11 +49,11 @@ def command(
     if why is not None:
         _say_why(why, as_json)
         return
-    from manta.jobs import store, unseen
+    from manta.jobs import queries, unseen
 
     state = watch.open_state()
-    states = store.states(wanted)
-    jobs = store.listed(state, states=states, user=user, team=team, cluster=cluster, limit=limit)
+    states = queries.states(wanted)
+    jobs = queries.listed(state, states=states, user=user, team=team, cluster=cluster, limit=limit)
     if user in (None, "ray") and team in (None, "default"):
         jobs += [
             job for job in unseen.all_of(state, cluster) if job.state in (states or (job.state,))
@@ -81,10 +81,10 @@ def command(
 
 
 def _say_why(job_id: str, as_json: bool) -> None:
-    from manta.jobs import passes, store
+    from manta.jobs import passes, queries
 
     state = watch.open_state()
-    job = store.get(state, job_id)
+    job = queries.get(state, job_id)
     if job.state == "QUEUED":
         reason = passes.explain(state, job)
     elif job.state.done:
@@ -102,13 +102,13 @@ def _say_why(job_id: str, as_json: bool) -> None:
 @output.json_option
 def show(job: str, as_json: bool) -> None:
     """Tell JOB's story in order: what was asked for, each attempt, each event."""
-    from manta.jobs import store
+    from manta.jobs import queries
 
     state = watch.open_state()
-    found = store.get(state, job)
-    request = _redacted(store.request_of(state, job).model_dump())
-    attempts = store.attempts_of(state, job)
-    events = store.events_of(state, job_id=job)
+    found = queries.get(state, job)
+    request = _redacted(queries.request_of(state, job).model_dump())
+    attempts = queries.attempts_of(state, job)
+    events = queries.events_of(state, job_id=job)
     if as_json:
         story = {"request": request, "attempts": [asdict(a) for a in attempts]}
         output.print_json(watch.as_json(found) | story | {"events": [asdict(e) for e in events]})

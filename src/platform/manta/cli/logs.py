@@ -23,13 +23,13 @@ def command(job: str, follow: bool, attempt: int | None, as_json: bool) -> int:
 
     It comes from storage, so it is there when the cluster is not.
     """
-    from manta.jobs import store
+    from manta.jobs import queries
 
     state = watch.open_state()
     found = watch.find(state, job)
     if follow:
         return watch.until_done(state, job, as_json=as_json)
-    tries = store.attempts_of(state, job)
+    tries = queries.attempts_of(state, job)
     if attempt is not None and attempt > len(tries):
         raise InputError(f"job {job} has {len(tries)} attempts", f"there is no {attempt}")
     text = _text(found, tries[(attempt or 0) - 1]) if tries else ""

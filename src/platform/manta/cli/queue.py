@@ -44,12 +44,12 @@ def command(
 
 
 def _print_status(state: object, as_json: bool) -> int:
-    from manta.jobs import lease, store
+    from manta.jobs import lease, queries
     from manta.state import State
 
     assert isinstance(state, State)
     holder = lease.holder(state)
-    counts = store.counts(state)
+    counts = queries.counts(state)
     if as_json:
         output.print_json({"controller": holder, "jobs": counts})
     else:

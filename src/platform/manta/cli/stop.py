@@ -26,7 +26,7 @@ def command(job: str, timeout_s: float, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         click.echo(shlex.join(["ray", "job", "stop", job]))
         return
-    from manta.jobs import request, store
+    from manta.jobs import queries, request, store
 
     state = watch.open_state()
     watch.find(state, job)
@@ -41,7 +41,7 @@ def command(job: str, timeout_s: float, dry_run: bool, as_json: bool) -> None:
                 )
             watch.keep(state)
             time.sleep(0.1)
-            found = store.get(state, job)
+            found = queries.get(state, job)
     if as_json:
         watch.print_job(state, found, as_json)
     else:

@@ -42,14 +42,14 @@ def find(state: State, job_id: str) -> Job:
 
     Raises InputError if neither the state nor a cluster that answers has it.
     """
-    from manta.jobs import store, unseen
+    from manta.jobs import queries, unseen
 
-    job = store.find(state, job_id)
+    job = queries.find(state, job_id)
     if job is not None:
         return job
     unseen.find(job_id)
     deadline = time.monotonic() + SEEN_S
-    while (job := store.find(state, job_id)) is None:
+    while (job := queries.find(state, job_id)) is None:
         if time.monotonic() > deadline:
             raise MantaError(f"the controller has not seen job {job_id}", "see `manta queue`")
         time.sleep(POLL_S)
@@ -103,10 +103,10 @@ def as_json(job: Job, attempt: Attempt | None = None) -> dict[str, Any]:
 
 def print_job(state: State, job: Job, json: bool) -> None:
     """Print one job: its id for people, all that is known for programs."""
-    from manta.jobs import store
+    from manta.jobs import queries
 
     if json:
-        output.print_json(as_json(job, store.last_attempt(state, job)))
+        output.print_json(as_json(job, queries.last_attempt(state, job)))
     else:
         click.echo(job.id)
 

@@ -12,34 +12,40 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from manta.cluster import record
 from manta.cluster.record import ClusterRecord
-from manta.errors import InputError, MantaError
-from manta.jobs import leftovers, logs, packages, passes, policy, ray_api, shares, store
+from manta.jobs import (
+    handover,
+    leftovers,
+    logs,
+    passes,
+    policy,
+    queries,
+    shares,
+    store,
+)
 from manta.jobs.books import Room, Shares
 from manta.jobs.lease import RENEW_S, Lease, LeaseLost
 from manta.jobs.model import Attempt, Cause, Job, JobRequest, JobState
 from manta.jobs.policy import Outcome
-from manta.jobs.ray_api import RayJob, Refused, Unreachable
+from manta.jobs.ray_api import RayJob
 from manta.jobs.shipper import Shipper
 from manta.jobs.view import View
 from manta.jobs.watch import Sight, Watch
-from manta.spec import Resources, Retry
+from manta.spec import Retry
 from manta.state import State, StateError, now
 
 TICK_S = 0.25
+IDLE_TICK_S = 1.0
 LISTEN_S = 0.02
 """Between two looks at whether somebody has written; each takes microseconds on SQLite."""
 STOP_AGAIN_S = 5.0
 MAX_RUNNING = 16
 """Jobs of one cluster at a time: each is a driver process on its head."""
-JOB_KEY, DIGEST_KEY = "manta_job", "manta_digest"
-"""Ray metadata that says whose a submission is."""
-
 log = logging.getLogger(__name__)
 
 
@@ -52,6 +58,8 @@ class Options:
     max_running: int = MAX_RUNNING
     preempt: bool = False
     """Whether jobs of a lower priority are stopped and requeued for those of a higher."""
+    file: Path | None = None
+    """The state's file; when it is gone there is nothing to work on."""
 
 
 class Controller:
@@ -97,6 +105,10 @@ class Controller:
 
     def _keep_lease(self) -> None:
         while not self._stop.wait(RENEW_S):
+            if self._options.file is not None and not self._options.file.exists():
+                log.error("%s is gone", self._options.file)  # SQLite itself would not notice
+                self.stop()
+                break
             try:
                 self._lease.renew(self._state)
             except LeaseLost as error:
@@ -115,7 +127,7 @@ class Controller:
             self._stop.wait(1.0)
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + TICK_S
+        deadline = time.monotonic() + (TICK_S if self._view.active else IDLE_TICK_S)
         try:
             mark = self._state.change_mark()
             while time.monotonic() < deadline and not self._wake.wait(LISTEN_S):
@@ -141,7 +153,7 @@ class Controller:
         names |= self._view.waiting.clusters()
         self._sights = self._watch.look(names, busy)
         for job in list(self._view.active.values()):
-            self._attend(job, self._view.attempt(job))
+            self._guarded_attend(job)
         for sight in self._sights.values():
             self._remember(sight)
         self._admit()
@@ -152,6 +164,15 @@ class Controller:
                     self._look_at_other(sight, seen)
 
     # -- One active job --
+
+    def _guarded_attend(self, job: Job) -> None:
+        """Never let one job hold up the others."""
+        try:
+            self._attend(job, self._view.attempt(job))
+        except (store.Conflict, StateError, LeaseLost):
+            raise
+        except Exception:
+            log.exception("job %s", job.id)
 
     def _attend(self, job: Job, attempt: Attempt) -> None:
         sight = self._sights.get(attempt.cluster)
@@ -176,7 +197,7 @@ class Controller:
                 self._lost(job, attempt, "the cluster has forgotten it: its head was replaced")
             return
         if not self._is_ours(job, seen):
-            self._end(job, attempt, _refused("its id is another job's on the cluster"))
+            self._end(job, attempt, handover.refused("its id is another job's on the cluster"))
             return
         if seen.status == "PENDING":
             self._pending_at[attempt.submission_id] = now()
@@ -193,7 +214,7 @@ class Controller:
             self._stop_if_due(job, attempt, sight.record)
 
     def _is_ours(self, job: Job, seen: RayJob) -> bool:
-        return job.origin == "ray" or seen.metadata.get(DIGEST_KEY) == job.digest
+        return job.origin == "ray" or seen.metadata.get(handover.DIGEST_KEY) == job.digest
 
     def _running(self, job: Job, attempt: Attempt, seen: RayJob) -> Job:
         # Ray's start is when it took the job, which may have waited for a node since.
@@ -207,7 +228,7 @@ class Controller:
 
     def _hand_over(self, job: Job, attempt: Attempt, cluster: ClusterRecord) -> None:
         request = self._view.request(job)
-        flight = self._pool.submit(_submit, cluster, job.digest, request, attempt)
+        flight = self._pool.submit(handover.submit, cluster, job.digest, request, attempt)
         flight.add_done_callback(lambda _: self._wake.set())
         self._flights[attempt.submission_id] = flight
 
@@ -284,7 +305,7 @@ class Controller:
             preempt=self._options.preempt,
         )
         for job_id in plan.expired:
-            job = store.get(self._state, job_id)
+            job = queries.get(self._state, job_id)
             reason = f"{Cause.DEADLINE}: it passed while the job waited"
             self._view.put(store.ask_stop_now(self._state, self._lease, job, reason))
         for victim_id, job_id in plan.preempts:
@@ -302,7 +323,7 @@ class Controller:
         job, attempt = store.begin_attempt(
             self._state,
             self._lease,
-            store.get(self._state, job_id),
+            queries.get(self._state, job_id),
             cluster=sight.name,
             cluster_id=sight.cluster_id,
         )
@@ -337,7 +358,7 @@ class Controller:
         was under way when its controller died.
         """
         assert sight.record is not None
-        if DIGEST_KEY in seen.metadata:
+        if handover.DIGEST_KEY in seen.metadata:
             if not seen.done:
                 self._send_stop(sight.record, seen.submission_id)
         elif seen.submission_id not in self._known:
@@ -366,43 +387,4 @@ class Controller:
     def _send_stop(self, cluster: ClusterRecord, submission_id: str) -> None:
         if time.monotonic() > self._stop_sent_at.get(submission_id, 0.0) + STOP_AGAIN_S:
             self._stop_sent_at[submission_id] = time.monotonic()
-            self._pool.submit(_quietly, ray_api.stop, cluster, submission_id)
-
-
-def _submit(
-    cluster: ClusterRecord, digest: str, request: JobRequest, attempt: Attempt
-) -> Outcome | None:
-    """Hand an attempt to Ray; None if it has it, or may have it: the next look will show."""
-    try:
-        for name in request.packages:
-            if not ray_api.has_package(cluster, name):
-                ray_api.put_package(cluster, name, packages.load(name, request.storage_url))
-        ray_api.submit(
-            cluster,
-            submission_id=attempt.submission_id,
-            entrypoint=request.entrypoint,
-            runtime_env=request.runtime_env_passthrough,
-            metadata={**request.metadata, JOB_KEY: request.id, DIGEST_KEY: digest},
-            resources=Resources.model_validate_json(attempt.resources),
-        )
-    except Unreachable as error:
-        log.info("%s: %s", attempt.submission_id, error)
-        return None
-    except Refused as error:
-        return None if ray_api.is_duplicate(error) else _refused(error.said)
-    except InputError as error:  # its code cannot be read from storage
-        return Outcome(state=JobState.FAILED, cause=Cause.UNKNOWN, message=str(error))
-    return None
-
-
-def _refused(said: str) -> Outcome:
-    no_agent = "No available agent" in said
-    cause = Cause.NO_AGENT if no_agent else Cause.REFUSED
-    return Outcome(state=JobState.FAILED, cause=cause, message=said)
-
-
-def _quietly(act: Callable[..., object], *arguments: object) -> None:
-    try:
-        act(*arguments)
-    except MantaError as error:
-        log.info("%s", error)
+            self._pool.submit(handover.stop, cluster, submission_id)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from manta import state as states
@@ -90,7 +90,8 @@ def run(state: State, database_url: str, options: Options, tell: Callable[[str],
         if lease is None:
             return
         tell(f"working on {states.shown(database_url)}")
-        controllers.append(Controller(state, lease, options))
+        own = replace(options, file=states.file_of(database_url))
+        controllers.append(Controller(state, lease, own))
         if not stopping.is_set():
             controllers[0].run()
         lease.release(state)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from manta.jobs import logs, store
+from manta.jobs import logs, queries
 from manta.jobs.model import Attempt, Job
 from manta.state import State
 
@@ -43,8 +43,8 @@ def follow(
             keep()
             kept_at = time.monotonic()
         mark = state.change_mark()
-        job = store.get(state, job_id)  # before the log: what was written until then is read
-        for attempt in store.attempts_of(state, job_id)[max(0, reading.number - 1) :]:
+        job = queries.get(state, job_id)  # before the log: what was written until then is read
+        for attempt in queries.attempts_of(state, job_id)[max(0, reading.number - 1) :]:
             reading.go_on(job, attempt, write, tell)
         if job.state.done:
             return job

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from manta.jobs import shape, shares, store
+from manta.jobs import queries, shape, shares
 from manta.jobs.books import SLOT, Room, Running, Shares
 from manta.jobs.line import Line
 from manta.jobs.model import Job, JobState
@@ -57,10 +57,10 @@ def explain(state: State, job: Job) -> str:
             answers=seen["state"] == "up",
             capacity=json.loads(seen["resources"]),
         )
-        for seen in store.clusters_seen(state)
+        for seen in queries.clusters_seen(state)
     }
-    queued = Line(store.waiting(state))
-    active = store.listed(state, states=(JobState.STARTING, JobState.RUNNING))
+    queued = Line(queries.waiting(state))
+    active = queries.listed(state, states=(JobState.STARTING, JobState.RUNNING))
     plan = run(now(), queued, active, rooms, shares.load(state), preempt=False)
     mine = next((other for other in queued if other.id == job.id), None)
     if mine is None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from manta import storage
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.jobs import request, store
+from manta.jobs import queries, request, store
 from manta.jobs.follow import follow
 from manta.jobs.model import Job
 from manta.plan.jobs import DeployAction, JobPlan, RunPlan, StepPlan
@@ -130,7 +130,7 @@ def through_queue(
     """How a step's job runs: as any durable job. One that failed in an earlier try runs anew."""
 
     def run(plan: JobPlan, write: Callable[[str], None]) -> Job:
-        job = store.find(state, plan.submission_id)
+        job = queries.find(state, plan.submission_id)
         again = job is not None and job.state.done and job.state != "SUCCEEDED"
         if job is None:
             asked = request.prepare(

@@ -40,7 +40,7 @@ class Verdict:
 
 # What Ray writes where, in the order in which it is looked for: a lost node also kills workers,
 # and its message says so as well. Sources: ray/exceptions.py and src/ray/common/status.cc of 2.60,
-# and jobs that were made to fail in tests/integration/test_job_causes.py.
+# and jobs that are made to fail in tests/integration/test_queue_causes.py.
 _SIGNS: tuple[tuple[Cause, re.Pattern[str]], ...] = (
     (Cause.PREEMPTED, re.compile(r"preempt|AUTOSCALER_DRAIN_(PREEMPTED|TERMINATED)", re.I)),
     (
@@ -50,12 +50,15 @@ _SIGNS: tuple[tuple[Cause, re.Pattern[str]], ...] = (
     (
         Cause.NODE_LOST,
         re.compile(
-            r"NodeDiedError|node has died|node it (was|is) running on|was terminated unexpectedly"
-            r"|ObjectLostError|OwnerDiedError|WorkerCrashedError|raylet.{0,40}died"
+            r"NodeDiedError|node has died|node (it|they) (was|were|is) running on"
+            r"|ObjectLostError|OwnerDiedError|raylet.{0,40}died"
         ),
     ),
     (Cause.HEAD_GONE, re.compile(r"GCS.{0,40}(unavailable|failed|lost)|RpcError.{0,60}gcs", re.I)),
     (Cause.NO_AGENT, re.compile(r"No available agent")),
+    # A worker that died by itself: a crash of the user's code, or the system's out-of-memory
+    # killer, which leaves no word.
+    (Cause.UNKNOWN, re.compile(r"WorkerCrashedError|ActorDiedError")),
 )
 
 

@@ -10,7 +10,7 @@ import manta
 from manta import storage
 from manta.cluster import record
 from manta.cluster.record import ClusterRecord
-from manta.jobs import packages, shape, store
+from manta.jobs import packages, queries, shape
 from manta.jobs.model import PRIORITIES, JobRequest, check_id
 from manta.plan.jobs import JobPlan
 from manta.spec import JobSpec
@@ -78,7 +78,7 @@ def storage_of(state: State, cluster: str) -> str:
     known: dict[str, ClusterRecord] = {found.name: found for found in record.load_all()}
     if cluster in known:
         return known[cluster].storage_url
-    for seen in store.clusters_seen(state):
+    for seen in queries.clusters_seen(state):
         if seen["name"] == cluster:
             return str(seen["storage_url"]) or storage.root()
     record.find(cluster)  # raises, with the names that there are

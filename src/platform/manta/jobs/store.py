@@ -6,20 +6,17 @@ its caller saw, so that of two who decide at the same time one loses and looks a
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
 
 from manta.errors import InputError, MantaError
-from manta.jobs.books import Waiting
 from manta.jobs.lease import Lease
 from manta.jobs.model import (
     DONE,
     MOVES,
     Attempt,
     Cause,
-    Event,
     Job,
     JobRequest,
     JobState,
@@ -27,10 +24,10 @@ from manta.jobs.model import (
     submission_id,
 )
 from manta.jobs.policy import Outcome, Verdict, resources_for
+from manta.jobs.queries import read_job, read_known, request_of, unknown
 from manta.state import State, attempts, clusters, events, jobs, now
 
 CONTROLLER = "controller"
-_JOB = [column for column in jobs.c if column.name != "request"]  # which is long and seldom asked
 
 
 class Conflict(MantaError):
@@ -49,7 +46,7 @@ def submit(state: State, request: JobRequest, actor: str) -> tuple[Job, bool]:
     check_id(request.id)
     digest, at = request.digest(), now()
     with state.write() as connection:
-        known = _find(connection, request.id)
+        known = read_job(connection, request.id)
         if known is not None:
             if known.digest != digest:
                 raise InputError(
@@ -73,7 +70,7 @@ def submit(state: State, request: JobRequest, actor: str) -> tuple[Job, bool]:
             )
         )
         _note(connection, at, actor, "submitted", request.id, request.cluster, request.entrypoint)
-        return _one(connection, request.id), True
+        return read_known(connection, request.id), True
 
 
 def _new_row(job_id: str, *, origin: str, at: float) -> dict[str, Any]:
@@ -92,121 +89,10 @@ def _new_row(job_id: str, *, origin: str, at: float) -> dict[str, Any]:
     }
 
 
-def find(state: State, job_id: str) -> Job | None:
-    """The job, or None."""
-    with state.read() as connection:
-        return _find(connection, job_id)
-
-
-def get(state: State, job_id: str) -> Job:
-    """The job. Raises InputError if there is none of that id."""
-    job = find(state, job_id)
-    if job is None:
-        raise unknown(job_id)
-    return job
-
-
-def unknown(job_id: str) -> InputError:
-    """The error for an id that nobody knows."""
-    return InputError(f"no job {job_id}", "list them with `manta jobs`")
-
-
-def listed(
-    state: State,
-    *,
-    states: Collection[JobState] = (),
-    user: str | None = None,
-    team: str | None = None,
-    cluster: str | None = None,
-    limit: int | None = None,
-    after_seq: int = 0,
-) -> list[Job]:
-    """Jobs in the order of their submission; with `limit` the newest so many."""
-    query = sa.select(*_JOB).where(jobs.c.seq > after_seq)
-    if states:
-        query = query.where(jobs.c.state.in_([str(s) for s in states]))
-    for column, wanted in ((jobs.c.user, user), (jobs.c.team, team), (jobs.c.cluster, cluster)):
-        if wanted is not None:
-            query = query.where(column == wanted)
-    with state.read() as connection:
-        rows = connection.execute(query.order_by(jobs.c.seq.desc()).limit(limit)).all()
-    return [_job(row) for row in reversed(rows)]
-
-
-def counts(state: State) -> dict[str, int]:
-    """State → number of jobs in it."""
-    query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
-    with state.read() as connection:
-        rows = connection.execute(query.order_by(jobs.c.state)).all()
-    return {str(row[0]): int(row[1]) for row in rows}
-
-
-def states(names: Collection[str]) -> tuple[JobState, ...]:
-    """States by name. Raises InputError for one that there is not."""
-    try:
-        return tuple(JobState(name.upper()) for name in names)
-    except ValueError:
-        known = ", ".join(state.lower() for state in JobState)
-        raise InputError(f"no such state: {', '.join(names)}", f"states are {known}") from None
-
-
-def read_jobs(connection: sa.Connection, ids: Collection[str]) -> list[Job]:
-    """The jobs of those ids, in the order of their submission, in a transaction of the caller."""
-    query = sa.select(*_JOB).where(jobs.c.id.in_(ids)).order_by(jobs.c.seq)
-    return [_job(row) for row in connection.execute(query)]
-
-
-def request_of(state: State, job_id: str) -> JobRequest:
-    """What the user asked for. Raises InputError for an unknown job."""
-    with state.read() as connection:
-        found = connection.execute(sa.select(jobs.c.request).where(jobs.c.id == job_id)).scalar()
-    if found is None:
-        raise unknown(job_id)
-    return JobRequest.model_validate_json(found)
-
-
-def waiting(state: State) -> list[Waiting]:
-    """The whole queue, in the order of submission."""
-    with state.read() as connection:
-        return read_waiting(connection)
-
-
-def read_waiting(connection: sa.Connection) -> list[Waiting]:
-    """The same in a transaction of the caller."""
-    columns = [jobs.c[name] for name in Waiting._fields]
-    query = sa.select(*columns).where(jobs.c.state == JobState.QUEUED).order_by(jobs.c.seq)
-    return [Waiting(*row) for row in connection.execute(query)]
-
-
-def attempts_of(state: State, job_id: str) -> list[Attempt]:
-    """The job's attempts, first to last."""
-    query = sa.select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number)
-    with state.read() as connection:
-        return [_attempt(row) for row in connection.execute(query)]
-
-
-def last_attempt(state: State, job: Job) -> Attempt | None:
-    """The newest attempt; None before the first."""
-    found = attempts_of(state, job.id)
-    return found[-1] if found else None
-
-
-def events_of(
-    state: State, *, job_id: str | None = None, after_seq: int = 0, limit: int | None = None
-) -> list[Event]:
-    """What happened, in order: to one job, or to everything; with `limit` the newest so many."""
-    query = sa.select(events).where(events.c.seq > after_seq)
-    if job_id is not None:
-        query = query.where(events.c.job_id == job_id)
-    with state.read() as connection:
-        rows = connection.execute(query.order_by(events.c.seq.desc()).limit(limit)).all()
-    return [Event(**row._mapping) for row in reversed(rows)]
-
-
 def ask_stop(state: State, job_id: str, actor: str, reason: str) -> Job:
     """Ask for the job's end. One that waits ends here and now; one that has ended stays so."""
     with state.write() as connection:
-        job = _find(connection, job_id)
+        job = read_job(connection, job_id)
         if job is None:
             raise unknown(job_id)
         if job.state.done or job.stop_reason:
@@ -223,7 +109,7 @@ def retry(state: State, job_id: str, actor: str) -> Job:
     Raises InputError if it has not ended, or has succeeded.
     """
     with state.write() as connection:
-        job = _find(connection, job_id)
+        job = read_job(connection, job_id)
         if job is None:
             raise unknown(job_id)
         if JobState.QUEUED not in MOVES[job.state] or not job.state.done:
@@ -347,7 +233,7 @@ def adopt(
     """Keep in history a job that came with plain `ray job submit`. None if it is known."""
     with state.write() as connection:
         lease.check(connection)
-        if _find(connection, request.id) is not None:
+        if read_job(connection, request.id) is not None:
             return None
         row = _new_row(request.id, origin="ray", at=submitted_at)
         row |= {"state": JobState.STARTING, "attempt": 1}
@@ -371,7 +257,7 @@ def adopt(
         }
         connection.execute(attempts.insert().values(**attempt))
         _note(connection, now(), CONTROLLER, "seen", request.id, request.cluster, "sent by ray")
-        return _one(connection, request.id)
+        return read_known(connection, request.id)
 
 
 def see_cluster(
@@ -401,13 +287,6 @@ def see_cluster(
             connection.execute(clusters.insert().values(name=name, **row))
 
 
-def clusters_seen(state: State) -> list[dict[str, Any]]:
-    """The rows of all clusters that a controller has seen, by name."""
-    with state.read() as connection:
-        rows = connection.execute(sa.select(clusters).order_by(clusters.c.name))
-        return [dict(row._mapping) for row in rows]
-
-
 # -- The pieces --
 
 
@@ -432,7 +311,7 @@ def _change(
     if not done.rowcount:
         raise Conflict(f"job {job.id} has changed meanwhile", "try again")
     _note(connection, now(), actor, kind, job.id, job.cluster, text)
-    return _one(connection, job.id)
+    return read_known(connection, job.id)
 
 
 def _update(connection: sa.Connection, attempt: Attempt, **fields: Any) -> None:
@@ -459,29 +338,6 @@ def _note(
             at=at, actor=actor, kind=kind, job_id=job_id, cluster=cluster, text=text
         )
     )
-
-
-def _find(connection: sa.Connection, job_id: str) -> Job | None:
-    row = connection.execute(sa.select(*_JOB).where(jobs.c.id == job_id)).one_or_none()
-    return _job(row) if row else None
-
-
-def _one(connection: sa.Connection, job_id: str) -> Job:
-    job = _find(connection, job_id)
-    assert job is not None
-    return job
-
-
-def _job(row: sa.Row[Any]) -> Job:
-    fields = dict(row._mapping)
-    fields["state"], fields["cause"] = JobState(fields["state"]), Cause(fields["cause"])
-    return Job(**fields)
-
-
-def _attempt(row: sa.Row[Any]) -> Attempt:
-    fields = dict(row._mapping)
-    fields["state"], fields["cause"] = JobState(fields["state"]), Cause(fields["cause"])
-    return Attempt(**fields)
 
 
 def _first_line(text: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from manta.cluster import record
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
-from manta.jobs import ray_api, store
+from manta.jobs import queries, ray_api
+from manta.jobs.handover import JOB_KEY
 from manta.jobs.model import Cause, Job, JobState
 from manta.jobs.policy import outcome_of
 from manta.jobs.ray_api import RayJob
@@ -16,7 +17,7 @@ _STATES = {"PENDING": JobState.STARTING, "RUNNING": JobState.RUNNING}
 
 def all_of(state: State, cluster: str | None) -> list[Job]:
     """Jobs on clusters that answer and are not in the state. A silent cluster is left out."""
-    known = {job.id for job in store.listed(state)}
+    known = {job.id for job in queries.listed(state)}
     found = []
     for place in record.load_all():
         if cluster not in (None, place.name):
@@ -28,7 +29,7 @@ def all_of(state: State, cluster: str | None) -> list[Job]:
         found += [
             _as_job(place, job)
             for job in jobs
-            if job.submission_id not in known and "manta_job" not in job.metadata
+            if job.submission_id not in known and JOB_KEY not in job.metadata
         ]
     return found
 
@@ -42,7 +43,7 @@ def find(job_id: str) -> tuple[ClusterRecord, RayJob]:
                 return reached, job
         except MantaError:
             continue
-    raise store.unknown(job_id)
+    raise queries.unknown(job_id)
 
 
 def _as_job(place: ClusterRecord, job: RayJob) -> Job:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
-from manta.jobs import store
+from manta.jobs import queries
 from manta.jobs.books import Waiting
 from manta.jobs.line import Line
 from manta.jobs.model import Attempt, Job, JobRequest, JobState
@@ -57,7 +57,7 @@ class View:
         """The newest attempt of an active job."""
         known = self._attempts.get(job.id)
         if known is None or known.number != job.attempt:
-            known = store.last_attempt(self._state, job)
+            known = queries.last_attempt(self._state, job)
             assert known is not None, f"{job.id} is {job.state} without an attempt"
             self._attempts[job.id] = known
         return known
@@ -65,13 +65,13 @@ class View:
     def request(self, job: Job) -> JobRequest:
         """What was asked for, of an active job."""
         if job.id not in self._requests:
-            self._requests[job.id] = store.request_of(self._state, job.id)
+            self._requests[job.id] = queries.request_of(self._state, job.id)
         return self._requests[job.id]
 
     def _load(self) -> None:
         with self._state.read() as connection:
             self._seq = connection.execute(sa.select(sa.func.max(events.c.seq))).scalar() or 0
-            self.waiting = Line(store.read_waiting(connection))
+            self.waiting = Line(queries.read_waiting(connection))
             unfinished = jobs.c.state.in_([JobState.STARTING, JobState.RUNNING])
             ids = connection.execute(sa.select(jobs.c.id).where(unfinished)).scalars().all()
             self._reload(connection, ids)
@@ -79,7 +79,7 @@ class View:
     def _reload(self, connection: sa.Connection, ids: Iterable[str]) -> None:
         wanted = list(ids)
         for start in range(0, len(wanted), CHUNK):
-            for job in store.read_jobs(connection, wanted[start : start + CHUNK]):
+            for job in queries.read_jobs(connection, wanted[start : start + CHUNK]):
                 self.put(job)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,8 @@ from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
 from manta.jobs import ray_api
 from manta.jobs.ray_api import RayJob
+
+log = logging.getLogger(__name__)
 
 BUSY_PERIOD_S = 0.25
 IDLE_PERIOD_S = 2.0
@@ -72,10 +75,19 @@ class Watch:
                 soon = now + BUSY_PERIOD_S
                 self._next_at[name] = min(self._next_at.get(name, 0.0), soon)
             if name not in self._looks and now >= self._next_at.get(name, 0.0):
-                pending = self._pool.submit(_look, name, self._sights.get(name))
+                pending = self._pool.submit(_look_safely, name, self._sights.get(name))
                 pending.add_done_callback(lambda _: self._wake())
                 self._looks[name] = pending
         return self._sights
+
+
+def _look_safely(name: str, before: Sight | None) -> Sight:
+    begun_at = time.monotonic()
+    try:
+        return _look(name, before)
+    except Exception:  # an answer that nobody foresaw: as good as none
+        log.exception("cluster %s", name)
+        return _silent(name, begun_at, before)
 
 
 def _look(name: str, before: Sight | None) -> Sight:
