@@ -266,15 +266,19 @@ def test_without_somebody_to_ask_nothing_is_launched(tmp_path):
 
 MONITOR = """
 NodeUpdater: 10.0.0.3: Got remote shell
-2026-11-22 01:00:00,000 INFO updater.py:283 -- [1/7] Waiting for SSH to become available
 2026-11-22 01:00:00,001 INFO command_runner.py:234 -- Fetched IP: 10.0.0.2
 ssh: connect to host 10.0.0.2 port 22: No route to host
-2026-11-22 01:00:01,001 VVINFO command_runner.py:1 -- Full command is `ssh 10.0.0.2`
+2026-11-22 01:00:01,001\tVVINFO command_runner.py:1 -- Full command is `ssh a@10.0.0.3 bash -c x`
+no space left
+2026-11-22 01:00:01,001\tVVINFO command_runner.py:1 -- Full command is `ssh a@10.0.0.2 bash -c x`
+a@10.0.0.2: Permission denied
 """
 
 
-def test_the_log_of_one_host_begins_where_its_set_up_began():
+def test_lines_of_the_autoscalers_log_count_for_the_host_that_was_named_last():
     lines = joining.lines_of(MONITOR, "10.0.0.2")
-    assert "No route to host" in lines[-1]
-    assert any("Waiting for SSH" in line for line in lines)
+    assert lines[0] == "Fetched IP: 10.0.0.2"
+    assert "No route to host" in lines[1]
+    assert lines[2] == "a@10.0.0.2: Permission denied"
+    assert joining.lines_of(MONITOR, "10.0.0.3")[-1] == "no space left"
     assert joining.lines_of(MONITOR, "10.0.0.9") == []

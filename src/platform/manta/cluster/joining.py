@@ -14,7 +14,7 @@ from manta.errors import MantaError
 
 POLL_S = 1.0
 LOOK_EVERY_S = 5.0
-LOG_LINES = 15
+LOG_LINES = 20
 
 STEPS = {
     "": "launch",
@@ -28,12 +28,13 @@ STEPS = {
 """Ray's tag of a machine → the step that it is at."""
 
 _BEGAN = {
-    "Waiting for SSH": "SSH",
     "Processing file mounts": "files",
     "Running initialization commands": "initialization commands",
     "Running setup commands": "set-up commands",
     "Starting the Ray runtime": "`ray start`",
 }
+_OWNER = re.compile(r"@(\S+) bash |Fetched IP: (\S+)|NodeUpdater: (\S+):|^\w+@([\w.]+): ")
+_PREFIX = re.compile(r"^\S+ \S+\s+\w+ \w+\.py:\d+ -- ")
 _NOISE = ("Full command is", "LogTimer", "VINFO", "Shared connection", "Permanently added")
 
 
@@ -128,7 +129,8 @@ def _not_joined(cluster: ClusterRecord, joined: Sequence[str], wanted: int) -> M
 def _about(cluster: ClusterRecord, worker: Missing, monitor: str) -> list[str]:
     said = lines_of(monitor, worker.address)
     began = [step for line in said for words, step in _BEGAN.items() if words in line]
-    step = began[-1] if began and not worker.step.startswith("joining") else worker.step
+    is_vague = worker.step in (STEPS["setting-up"], STEPS["update-failed"])
+    step = began[-1] if began and is_vague else worker.step
     lines = [f"{worker.address} is not there; it is at step: {step}"]
     if said:
         lines.append("  what setting it up said last:")
@@ -146,19 +148,18 @@ def _monitor_log(cluster: ClusterRecord) -> str:
 
 
 def lines_of(monitor: str, address: str) -> list[str]:
-    """What the autoscaler's log says of one host, from where its set-up last began.
+    """What the autoscaler's log says of setting up one host, oldest first.
 
-    Several hosts are set up at once and most lines do not say whose they are, so that a
-    neighbour's may stand between.
+    Several hosts are set up at once and most lines do not say whose they are: a line counts for
+    the host that was named last, so that now and then a neighbour's stands between.
     """
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in monitor.splitlines()]
-    lines = [line for line in lines if line and not any(noise in line for noise in _NOISE)]
-    about = [index for index, line in enumerate(lines) if address in line]
-    if not about:
-        return []
-    began = [index for index in about if "Fetched IP" in lines[index]]
-    # Two lines before its address is looked up the set-up says that it begins.
-    return lines[max(0, (began or about)[-1] - 2) :]
+    lines, owner = [], ""
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", monitor).splitlines():
+        if named := _OWNER.search(line):
+            owner = next(filter(None, named.groups()))
+        if owner == address and line.strip() and not any(noise in line for noise in _NOISE):
+            lines.append(_PREFIX.sub("", line.rstrip()))
+    return lines
 
 
 def _complaints(monitor: str) -> list[str]:
