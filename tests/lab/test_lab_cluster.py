@@ -193,10 +193,19 @@ def test_status_tells_events_and_cost(laptop):
     assert "price is not known" in done.stdout
 
 
-def test_down_asks_and_then_leaves_nothing_on_any_host(laptop):
+def test_down_names_a_host_that_is_off_and_keeps_the_record(laptop):
+    off = next(h for h in laptop.lab.hosts[1:] if h.address not in laptop.workers(NAME))
+    laptop.lab.power_off(off)
     asked = laptop.run("manta", "down", "--name", NAME)
     assert asked.returncode == 2
     assert "--yes" in asked.stderr
+    done = laptop.run("manta", "down", "--name", NAME, "--yes")
+    assert done.returncode == 1
+    assert f"{off.address}: cannot be asked" in done.stderr
+    laptop.lab.power_on(off)
+
+
+def test_down_leaves_nothing_on_any_host_and_forgets_the_cluster(laptop):
     done = laptop.run("manta", "down", "--name", NAME, "--yes")
     assert done.returncode == 0, done.stderr
     for host in laptop.lab.hosts:
@@ -204,6 +213,8 @@ def test_down_asks_and_then_leaves_nothing_on_any_host(laptop):
         assert not (host.folder / "home/ray_bootstrap_key.pem").exists()
         assert not (host.folder / "home/.ray/auth_token").exists()
     assert laptop.run("manta", "status", "--name", NAME).returncode == 1
+    again = laptop.run("manta", "down", "--name", NAME)
+    assert again.stdout == f"Cluster `{NAME}` is not up.\n"
 
 
 def registered_routes(tmp):

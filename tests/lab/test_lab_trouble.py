@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import time
 
 import pytest
 from hosts import lab, why_not
@@ -49,7 +48,7 @@ def test_a_head_that_cannot_be_reached_is_named_with_its_step(laptop):
     head = laptop.lab.hosts[0]
     laptop.lab.unplug(head)
     file = laptop.write("far")
-    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "15", timeout_s=200)
+    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "6", timeout_s=200)
     assert done.returncode == 1
     assert f"the head ({head.address}) failed at step 1 of 7, Waiting for SSH" in done.stderr
     laptop.lab.plug(head)
@@ -105,18 +104,3 @@ def answers_to_strangers(laptop, address):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split(), done.stderr
     return "answered" in done.stdout
-
-
-def test_a_host_that_is_off_at_down_is_named_and_the_record_is_kept(laptop):
-    file = laptop.write("part", min_workers=1, max_workers=1)
-    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "120", timeout_s=200)
-    assert done.returncode == 0, done.stderr
-    off = laptop.lab.hosts[1]
-    laptop.lab.power_off(off)
-    before = time.monotonic()
-    down = laptop.run("manta", "down", "--name", "part", "--yes")
-    assert down.returncode == 1
-    assert f"{off.address}: cannot be asked" in down.stderr
-    assert time.monotonic() - before < 100
-    laptop.lab.power_on(off)
-    assert laptop.run("manta", "down", "--name", "part", "--yes").returncode == 0
