@@ -164,6 +164,36 @@ def test_ctrl_c_in_a_run_leaves_its_job_and_the_run_can_go_on(
     assert [j["submission_id"] for j in _jobs(terminal)].count(job) == 1
 
 
+STEPS = """\
+name: again
+steps:
+  - {name: first, entrypoint: "sh make.sh first"}
+  - {name: second, entrypoint: "sh make.sh second", needs: [first]}
+"""
+MAKE = """\
+echo $1 >> $RAN
+mkdir -p $OUT/$1 && echo made > $OUT/$1/file
+echo "{\\"artifacts\\": {\\"out\\": \\"$OUT/$1\\"}}" > $MANTA_STEP_REPORT
+"""
+
+
+def test_unchanged_steps_are_taken_from_an_earlier_run(terminal: Terminal, tmp_path: Path) -> None:
+    ran, out = tmp_path / "ran", tmp_path / "out"
+    make = terminal.folder / "make.sh"
+    make.write_text(MAKE.replace("$RAN", str(ran)).replace("$OUT", str(out)))
+    (terminal.folder / "again.yaml").write_text(STEPS)
+    run = (MANTA, "run", "again.yaml")
+    terminal(*run)
+    terminal(*run, "--skip-unchanged")
+    assert ran.read_text().split() == ["first", "second"]
+    (out / "second" / "file").write_text("damaged")
+    terminal(*run, "--skip-unchanged")
+    assert ran.read_text().split() == ["first", "second", "second"]
+    make.write_text(make.read_text() + "# changed\n")
+    terminal(*run, "--skip-unchanged")
+    assert ran.read_text().split()[3:] == ["first", "second"]
+
+
 def test_a_faulty_spec_is_refused_before_anything_starts(terminal: Terminal) -> None:
     (terminal.folder / "bad.yaml").write_text("name: bad\nentrypont: 'true'\n")
     before = len(_jobs(terminal))

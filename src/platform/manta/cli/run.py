@@ -31,12 +31,23 @@ if TYPE_CHECKING:
 )
 @click.argument("pipeline", metavar="PIPELINE.yaml")
 @click.option("--resume", metavar="RUN", help="Go on with a run; what succeeded is not redone.")
+@click.option(
+    "--skip-unchanged",
+    is_flag=True,
+    help="Take steps from earlier runs if code, config and the steps before are the same.",
+)
 @click.option("--working-dir", default=".", show_default=True, help="Folder to ship.")
 @output.cluster_option
 @output.dry_run_option
 @output.json_option
 def command(
-    pipeline: str, resume: str | None, working_dir: str, cluster: str, dry_run: bool, as_json: bool
+    pipeline: str,
+    resume: str | None,
+    skip_unchanged: bool,
+    working_dir: str,
+    cluster: str,
+    dry_run: bool,
+    as_json: bool,
 ) -> int:
     """Run the steps of PIPELINE.yaml in the order of their needs, each a Ray job or a deploy."""
     root = Path(working_dir).resolve()
@@ -47,11 +58,16 @@ def command(
         for step in plan.steps:
             click.echo(step.action.ray_command())
         return 0
-    return _run(pipeline, root, resume, record.find(cluster), as_json)
+    return _run(pipeline, root, resume, record.find(cluster), as_json, skip_unchanged)
 
 
 def _run(
-    pipeline: str, root: Path, resume: str | None, target: ClusterRecord, as_json: bool
+    pipeline: str,
+    root: Path,
+    resume: str | None,
+    target: ClusterRecord,
+    as_json: bool,
+    skip_unchanged: bool,
 ) -> int:
     from manta.jobs import pipeline as pipelines
 
@@ -63,7 +79,9 @@ def _run(
     started = time.monotonic()
     watcher = _Terminal(len(plan.steps))
     try:
-        results = pipelines.execute(plan, clients, watcher, previous)
+        results = pipelines.execute(
+            plan, clients, watcher, previous, skip_unchanged=skip_unchanged
+        )
     except KeyboardInterrupt:
         _leave(plan, watcher, pipeline)
         raise
@@ -99,7 +117,8 @@ def _clients(target: ClusterRecord, root: Path) -> Clients:
 
     state = watch.open_state()
     return pipelines.Clients(
-        job=pipelines.through_queue(state, target, root, lambda: watch.keep(state)),
+        prepare=pipelines.preparer(target, root),
+        job=pipelines.through_queue(state, lambda: watch.keep(state)),
         deploy=lambda file: deploy.apply(target, file, output.say).url,
     )
 

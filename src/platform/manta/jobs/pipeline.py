@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,9 +13,9 @@ from typing import Any, Protocol
 from manta import storage
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.jobs import queries, request, store
+from manta.jobs import queries, request, store, unchanged
 from manta.jobs.follow import follow
-from manta.jobs.model import Job
+from manta.jobs.model import Job, JobRequest
 from manta.plan.jobs import DeployAction, JobPlan, RunPlan, StepPlan
 from manta.state import State
 
@@ -55,7 +57,9 @@ class Watcher(Protocol):
 class Clients:
     """How steps reach the cluster."""
 
-    job: Callable[[JobPlan, Callable[[str], None]], Job]
+    prepare: Callable[[JobPlan], JobRequest]
+    """Ships what a step's job needs."""
+    job: Callable[[JobRequest, Callable[[str], None]], Job]
     """Runs a job to its end, passing its log on."""
     deploy: Callable[[str], str]
     """Applies a Serve config file and returns its URL when it is healthy."""
@@ -67,7 +71,12 @@ def run_folder(run_id: str) -> str:
 
 
 def execute(
-    plan: RunPlan, clients: Clients, watcher: Watcher, previous: Mapping[str, StepResult]
+    plan: RunPlan,
+    clients: Clients,
+    watcher: Watcher,
+    previous: Mapping[str, StepResult],
+    *,
+    skip_unchanged: bool = False,
 ) -> tuple[StepResult, ...]:
     """Run the steps that have not yet succeeded; stops at the first that fails.
 
@@ -76,24 +85,59 @@ def execute(
         clients: how to reach the cluster.
         watcher: told of each start, log line and end.
         previous: results of an earlier try of this run; what succeeded then is not run again.
+        skip_unchanged: whether a step that another run has done, with the same code, config and
+            steps before it, and whose result is still there, is taken from that.
 
     Returns:
         The results so far, in order; the last one tells whether the run succeeded.
     """
     results: list[StepResult] = []
+    marks: dict[str, str] = {}
     for number, step in enumerate(plan.steps, 1):
-        earlier = previous.get(step.name)
-        if earlier and earlier.succeeded:
-            result = earlier
-        else:
+        asked = clients.prepare(step.action) if isinstance(step.action, JobPlan) else None
+        marks[step.name] = _mark(step, asked, marks)
+        known = _known(step, previous, marks[step.name], skip_unchanged=skip_unchanged)
+        result = known
+        if result is None:
             watcher.started(step, number)
-            result = _run_step(step, clients, watcher)
+            result = _run_step(step, asked, clients, watcher)
+            if result.succeeded and result.artifacts and asked:
+                unchanged.remember(marks[step.name], asked.id, result.artifacts)
         results.append(result)
         _remember(plan, results)
-        watcher.ended(result, earlier=result is earlier)
+        watcher.ended(result, earlier=known is not None)
         if not result.succeeded:
             break
     return tuple(results)
+
+
+def _mark(step: StepPlan, asked: JobRequest | None, marks: Mapping[str, str]) -> str:
+    before = {name: marks[name] for name in step.needs}
+    if asked is not None:
+        return unchanged.fingerprint(asked, before)
+    assert isinstance(step.action, DeployAction)
+    told = [Path(step.action.file).read_text() if Path(step.action.file).exists() else "", before]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _known(
+    step: StepPlan, previous: Mapping[str, StepResult], mark: str, *, skip_unchanged: bool
+) -> StepResult | None:
+    """The result that the step has already; None if it must run."""
+    if (earlier := previous.get(step.name)) and earlier.succeeded:
+        return earlier
+    if not skip_unchanged or isinstance(step.action, DeployAction):
+        return None
+    if (same := unchanged.find(mark)) is None:
+        return None
+    return StepResult(
+        name=step.name,
+        status="SUCCEEDED",
+        submission_id=same.job_id,
+        duration_s=0.0,
+        message="unchanged",
+        artifacts=same.artifacts,
+    )
 
 
 def load(run_id: str) -> dict[str, StepResult]:
@@ -109,11 +153,14 @@ def begin(plan: RunPlan) -> None:
     _remember(plan, [])
 
 
-def _run_step(step: StepPlan, clients: Clients, watcher: Watcher) -> StepResult:
+def _run_step(
+    step: StepPlan, asked: JobRequest | None, clients: Clients, watcher: Watcher
+) -> StepResult:
     if isinstance(step.action, DeployAction):
         return _deploy(step.name, step.action, clients)
+    assert asked is not None
     started = time.monotonic()
-    job = clients.job(step.action, watcher.log)
+    job = clients.job(asked, watcher.log)
     return StepResult(
         name=step.name,
         status=job.state,
@@ -124,28 +171,36 @@ def _run_step(step: StepPlan, clients: Clients, watcher: Watcher) -> StepResult:
     )
 
 
+def preparer(cluster: ClusterRecord, working_dir: Path) -> Callable[[JobPlan], JobRequest]:
+    """How a step's job becomes a request to `cluster`."""
+
+    def prepare(plan: JobPlan) -> JobRequest:
+        return request.prepare(
+            plan,
+            None,
+            cluster=cluster.name,
+            storage_url=cluster.storage_url,
+            working_dir=working_dir,
+        )
+
+    return prepare
+
+
 def through_queue(
-    state: State, cluster: ClusterRecord, working_dir: Path, keep: Callable[[], object]
-) -> Callable[[JobPlan, Callable[[str], None]], Job]:
+    state: State, keep: Callable[[], object]
+) -> Callable[[JobRequest, Callable[[str], None]], Job]:
     """How a step's job runs: as any durable job. One that failed in an earlier try runs anew."""
 
-    def run(plan: JobPlan, write: Callable[[str], None]) -> Job:
-        job = queries.find(state, plan.submission_id)
+    def run(asked: JobRequest, write: Callable[[str], None]) -> Job:
+        job = queries.find(state, asked.id)
         again = job is not None and job.state.done and job.state != "SUCCEEDED"
         if job is None:
-            asked = request.prepare(
-                plan,
-                None,
-                cluster=cluster.name,
-                storage_url=cluster.storage_url,
-                working_dir=working_dir,
-            )
             job, _ = store.submit(state, asked, request.actor())
         elif again:
             store.retry(state, job.id, request.actor())
         return follow(
             state,
-            plan.submission_id,
+            asked.id,
             write,
             lambda text: write(f"{text}\n"),
             keep,

@@ -10,7 +10,8 @@ import manta
 from manta import storage
 from manta.cluster import record
 from manta.cluster.record import ClusterRecord
-from manta.jobs import packages, queries, shape
+from manta.errors import InputError, MantaError
+from manta.jobs import fits, packages, queries, shape
 from manta.jobs.model import PRIORITIES, JobRequest, check_id
 from manta.plan.jobs import JobPlan
 from manta.spec import JobSpec
@@ -43,10 +44,12 @@ def prepare(
         working_dir: whose git commit is noted.
 
     Raises:
-        InputError: its id cannot be one, or its runtime_env cannot be used.
+        InputError: its id cannot be one, its runtime_env cannot be used, or the cluster, or what
+            it can be scaled to, could never hold it.
         MantaError: the storage cannot be written.
     """
     check_id(plan.submission_id)
+    _require_possible(plan, cluster)
     shipped = packages.ship(plan.runtime_env_passthrough, storage_url)
     return JobRequest(
         id=plan.submission_id,
@@ -68,6 +71,19 @@ def prepare(
         code_version=packages.code_version(working_dir),
         manta_version=manta.__version__,
     )
+
+
+def _require_possible(plan: JobPlan, cluster: str) -> None:
+    """Refuse what the cluster could never hold; one that does not answer is not asked."""
+    known = next((found for found in record.load_all() if found.name == cluster), None)
+    if known is None or not plan.demand:
+        return
+    try:
+        fits.require_possible(known, plan.demand)
+    except InputError:
+        raise
+    except MantaError:
+        return
 
 
 def storage_of(state: State, cluster: str) -> str:

@@ -6,19 +6,16 @@ import json
 from functools import cache
 
 from manta.jobs.books import SLOT, Needs
+from manta.jobs.fits import least
 from manta.plan.demand import Demand
 
 
 def of_demand(demand: Demand) -> str:
-    """The least with which the work makes progress.
-
-    Each kind of request and each kind of gang once: a search with one trial at a time is slow and
-    not stuck, a training without all of its workers does not begin. Ray starts the others when
-    there is room.
-    """
+    """The sum of the least with which the work makes progress; see `fits.least`."""
     total: dict[str, float] = {}
-    bundles = [request.bundle for request in dict.fromkeys(demand.requests)]
-    bundles += [bundle for gang in dict.fromkeys(demand.gangs) for bundle in gang.bundles]
+    wanted = least(demand)
+    bundles = [request.bundle for request in wanted.requests]
+    bundles += [bundle for gang in wanted.gangs for bundle in gang.bundles]
     for bundle in bundles:
         for name, amount in bundle:
             total[name] = total.get(name, 0.0) + amount

@@ -13,7 +13,7 @@ import psutil
 from manta.cluster import dashboard, record
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.jobs import ray_api
+from manta.jobs import fits, ray_api
 from manta.jobs.ray_api import RayJob
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Sight:
     """Whether it is known to have ended: it has no record, or no processes on this machine."""
     jobs: Mapping[str, RayJob] = field(default_factory=dict)
     resources: Mapping[str, float] = field(default_factory=dict)
-    """Of all living nodes together."""
+    """Of all nodes together, of those too that it could be scaled to."""
     resources_at: float = 0.0
     """Monotonic seconds when they were looked up."""
 
@@ -123,16 +123,11 @@ def _silent(name: str, begun_at: float, before: Sight | None) -> Sight:
 def _resources(
     found: ClusterRecord, before: Sight | None, now: float
 ) -> tuple[Mapping[str, float], float]:
-    """Totals of the living nodes, and when they were looked up: nodes come and go slowly."""
+    """What it has or can grow to, and when that was looked up: nodes come and go slowly."""
     fresh = before is not None and now < before.resources_at + RESOURCES_PERIOD_S
     if before and fresh and before.cluster_id == found.cluster_id:
         return before.resources, before.resources_at
-    totals: dict[str, float] = {}
-    for node in dashboard.nodes(found):
-        if node.state == "ALIVE":
-            for name, amount in node.total.items():
-                totals[name] = totals.get(name, 0.0) + amount
-    return totals, now
+    return fits.capacity(found, dashboard.nodes(found)), now
 
 
 def _is_alive(pid: int) -> bool:

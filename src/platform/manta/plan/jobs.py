@@ -57,6 +57,8 @@ class StepPlan:
     name: str
     action: JobPlan | DeployAction
     report_url: str
+    needs: tuple[str, ...] = ()
+    """Steps before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,7 @@ def plan_run(
                 name=step.name,
                 action=_action(step, run_id, working_dir, environment, report_url),
                 report_url=report_url,
+                needs=step.needs,
             )
         )
     return RunPlan(run_id=run_id, pipeline=spec.name, steps=tuple(steps))
