@@ -92,8 +92,14 @@ def _a_job_that_forks_and_ignores_the_signal_is_gone_after_stop(
     terminal(MANTA, "submit", "--no-wait", "--id", "stubborn", "--", "python", "stubborn.py")
     until(lambda: pids.exists() and len(pids.read_text().split()) == 2, "it has forked")
     terminal(MANTA, "stop", "stubborn")
-    left = [pid for pid in map(int, pids.read_text().split()) if psutil.pid_exists(pid)]
-    assert left == []
+    assert [pid for pid in map(int, pids.read_text().split()) if _lives(pid)] == []
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _the_head_is_killed_and_replaced_and_the_job_runs_again(

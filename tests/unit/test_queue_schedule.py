@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from manta.jobs import spill
 from manta.jobs.books import SLOT, Needs, Room, Running, Share, Shares, Waiting
 from manta.jobs.line import Line, key_of
 from manta.jobs.schedule import Plan, schedule, why
@@ -35,6 +36,9 @@ def job(seq: int, shape: str = "none", **changes: Any) -> Waiting:
         "shape": shape,
         "not_before": 0.0,
         "deadline_at": None,
+        "clusters": "",
+        "spill_after_s": 0.0,
+        "queued_at": 0.0,
     }
     return Waiting(**(values | changes))
 
@@ -270,3 +274,38 @@ def test_a_large_job_is_not_starved_by_an_endless_stream_of_small_ones() -> None
         for job_id in plan.starts:
             running[job_id] = (waiting.pop(job_id), step + chance.randint(2, 9))
     raise AssertionError("the large job never started")
+
+
+def spilled(
+    jobs: Sequence[Waiting], rooms: Sequence[Room], running: Iterable[Waiting] = ()
+) -> Any:
+    places = {place.name: place for place in rooms}
+    return spill.moves(100.0, jobs, [runs(w) for w in running], places, NEEDS)
+
+
+def test_a_job_leaves_a_cluster_that_is_away_for_the_next_that_can_hold_it() -> None:
+    both = job(1, "gpu4", cluster="a", clusters="a b c d", spill_after_s=1e9)
+    rooms = [
+        room("a", answers=False),
+        room("b", answers=False),
+        room("c", GPU=2),
+        room("d", GPU=4),
+    ]
+    assert spilled([both], rooms) == [("j1", "d", "it does not answer")]
+    assert spilled([both], [room("a", answers=False)]) == []
+
+
+def test_a_job_spills_over_after_its_patience_and_only_to_where_there_is_place_now() -> None:
+    rooms = [room("a", GPU=1), room("b", GPU=2)]
+    full = [job(1, "gpu1", cluster="a")]
+    patient = job(2, "gpu1", cluster="a", clusters="a b", queued_at=50.0, spill_after_s=60.0)
+    hasty = job(3, "gpu1", cluster="a", clusters="a b", queued_at=50.0, spill_after_s=40.0)
+    assert spilled([patient, hasty], rooms, full) == [("j3", "b", "no place for 40 s")]
+    assert spilled([hasty], rooms, [*full, job(4, "gpu2", cluster="b")]) == []
+    three = [hasty._replace(id=f"j{n}", seq=n) for n in (3, 4, 5)]
+    assert [move[0] for move in spilled(three, rooms, full)] == ["j3", "j4"], "b has place for two"
+
+
+def test_a_job_with_place_where_it_is_stays() -> None:
+    here = job(1, "gpu1", cluster="a", clusters="a b")
+    assert spilled([here], [room("a", GPU=1), room("b", GPU=1)]) == []

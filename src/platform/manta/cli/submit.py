@@ -60,6 +60,7 @@ def command(
     from manta.jobs import request, store
 
     state = watch.open_state()
+    cluster = spec.clusters[0] if spec.clusters else cluster
     with output.progress(f"submitting {plan.submission_id}"):
         asked = request.prepare(
             plan,

@@ -26,6 +26,9 @@ class Waiting(NamedTuple):
     shape: str
     not_before: float
     deadline_at: float | None
+    clusters: str
+    spill_after_s: float
+    queued_at: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -296,14 +296,12 @@ class Controller:
     def _admit(self) -> None:
         if not self._view.waiting:
             return
-        plan = passes.run(
-            now(),
-            self._view.waiting,
-            self._view.active.values(),
-            {name: self._room(sight) for name, sight in self._sights.items()},
-            self._shares,
-            preempt=self._options.preempt,
-        )
+        line, active = self._view.waiting, self._view.active.values()
+        rooms = {name: self._room(sight) for name, sight in self._sights.items()}
+        for job_id, cluster, reason in passes.moves(now(), line, active, rooms):
+            job = queries.get(self._state, job_id)
+            self._view.put(store.send_to(self._state, self._lease, job, cluster, reason))
+        plan = passes.run(now(), line, active, rooms, self._shares, preempt=self._options.preempt)
         for job_id in plan.expired:
             job = queries.get(self._state, job_id)
             reason = f"{Cause.DEADLINE}: it passed while the job waited"

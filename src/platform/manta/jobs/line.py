@@ -26,6 +26,8 @@ class Line:
 
     def __init__(self, jobs: Iterable[Waiting] = ()) -> None:
         self._jobs: dict[str, Waiting] = {}
+        self.movable: dict[str, Waiting] = {}
+        """Those of them that may run on more than one cluster."""
         self._groups: dict[Key, dict[str, Waiting]] = {}
         self._unsorted: set[Key] = set()
         self._newest: dict[Key, int] = {}
@@ -44,13 +46,17 @@ class Line:
         return self._jobs[job_id]
 
     def clusters(self) -> set[str]:
-        """Names of the clusters that someone waits for, pauses left out."""
-        return {key[3] for key in self._groups}
+        """Names of the clusters that someone waits for, or may; pauses left out."""
+        return {key[3] for key in self._groups} | {
+            name for job in self.movable.values() for name in job.clusters.split()
+        }
 
     def put(self, job: Waiting) -> None:
         """Add a job, or replace what is known of it."""
         self.remove(job.id)
         self._jobs[job.id] = job
+        if job.clusters:
+            self.movable[job.id] = job
         if job.deadline_at is not None:
             heapq.heappush(self._deadlines, (job.deadline_at, job.id))
         if job.not_before > 0:
@@ -63,6 +69,7 @@ class Line:
         job = self._jobs.pop(job_id, None)
         if job is None:
             return
+        self.movable.pop(job_id, None)
         key = key_of(job)
         group = self._groups.get(key, {})
         group.pop(job_id, None)

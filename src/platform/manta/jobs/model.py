@@ -97,6 +97,9 @@ class JobRequest(BaseModel):
     user: str
     team: str = "default"
     cluster: str
+    clusters: tuple[str, ...] = ()
+    """Others where it may run too, in order of preference."""
+    spill_after_s: float = 300.0
     shape: str = "[]"
     """What the scheduler counts, as JSON; see jobs/shape.py."""
     storage_url: str
@@ -126,6 +129,11 @@ class Job:
     team: str
     priority: int
     cluster: str
+    clusters: str
+    """All where it may run, best first, separated by spaces; empty if only `cluster`."""
+    spill_after_s: float
+    queued_at: float
+    """When it came to wait for its cluster."""
     shape: str
     digest: str
     entrypoint: str

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from manta.jobs import queries, shape, shares
+from manta.jobs import queries, shape, shares, spill
 from manta.jobs.books import SLOT, Room, Running, Shares
 from manta.jobs.line import Line
 from manta.jobs.model import Job, JobState
@@ -29,7 +29,24 @@ def run(
     preempt: bool,
 ) -> Plan:
     """Decide who starts. Jobs of plain `ray job submit` hold no place: Manta did not give it."""
-    running = [
+    running = _running(active)
+    groups = line.groups(at)
+    needs_of = {name: shape.needs(name) for name in {key[4] for key in groups}}
+    plan = schedule(groups, running, rooms, due, needs_of, preempt=preempt)
+    return replace(plan, expired=tuple(line.expired(at)))
+
+
+def moves(
+    at: float, line: Line, active: Iterable[Job], rooms: Mapping[str, Room]
+) -> list[tuple[str, str, str]]:
+    """Which queued jobs go to another of their clusters: (id, cluster, reason)."""
+    movable = [job for job in line.movable.values() if job.not_before <= at]
+    needs_of = {job.shape: shape.needs(job.shape) for job in movable}
+    return spill.moves(at, movable, _running(active), rooms, needs_of)
+
+
+def _running(active: Iterable[Job]) -> list[Running]:
+    return [
         Running(
             id=job.id,
             seq=job.seq,
@@ -43,10 +60,6 @@ def run(
         for job in active
         if job.origin == "manta"
     ]
-    groups = line.groups(at)
-    needs_of = {name: shape.needs(name) for name in {key[4] for key in groups}}
-    plan = schedule(groups, running, rooms, due, needs_of, preempt=preempt)
-    return replace(plan, expired=tuple(line.expired(at)))
 
 
 def explain(state: State, job: Job) -> str:

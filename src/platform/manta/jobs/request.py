@@ -66,6 +66,8 @@ def prepare(
         team=spec.team if spec else "default",
         user=me(),
         cluster=cluster,
+        clusters=spec.clusters if spec else (),
+        spill_after_s=spec.spill_after_s if spec else 0.0,
         shape=shape.of_demand(plan.demand),
         storage_url=storage_url,
         code_version=packages.code_version(working_dir),

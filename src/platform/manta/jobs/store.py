@@ -55,7 +55,8 @@ def submit(state: State, request: JobRequest, actor: str) -> tuple[Job, bool]:
             return known, False
         connection.execute(
             jobs.insert().values(
-                **_new_row(request.id, origin="manta", at=at),
+                **_new_row(request.id, origin="manta", at=at)
+                | {"clusters": " ".join(request.clusters), "spill_after_s": request.spill_after_s},
                 name=request.name,
                 user=request.user,
                 team=request.team,
@@ -83,6 +84,9 @@ def _new_row(job_id: str, *, origin: str, at: float) -> dict[str, Any]:
         "num_failures": 0,
         "submitted_at": at,
         "not_before": 0.0,
+        "queued_at": at,
+        "clusters": "",
+        "spill_after_s": 0.0,
         "cause": "",
         "message": "",
         "stop_reason": "",
@@ -117,6 +121,7 @@ def retry(state: State, job_id: str, actor: str) -> Job:
         if job.origin != "manta":
             raise InputError(f"job {job_id} was not sent by Manta", "send it anew")
         fresh = {"not_before": 0.0, "num_failures": 0, "ended_at": None, "stop_reason": ""}
+        fresh |= {"queued_at": now()}
         return _move(connection, job, JobState.QUEUED, actor, "retried", "", **fresh)
 
 
@@ -204,7 +209,7 @@ def end_attempt(
         )
         fields: dict[str, Any] = {"cause": verdict.cause, "message": verdict.message}
         if verdict.state is JobState.QUEUED:
-            fields |= {"not_before": verdict.not_before, "stop_reason": ""}
+            fields |= {"not_before": verdict.not_before, "stop_reason": "", "queued_at": now()}
             fields |= {"num_failures": job.num_failures + int(verdict.counts)}
         else:
             fields |= {"ended_at": ended_at}
@@ -225,6 +230,16 @@ def ask_stop_now(state: State, lease: Lease, job: Job, reason: str) -> Job:
             end = {"ended_at": now(), "cause": Cause.DEADLINE, "message": reason}
             return _move(connection, job, JobState.FAILED, CONTROLLER, "failed", reason, **end)
         return _change(connection, job, CONTROLLER, "stop asked", reason, stop_reason=reason)
+
+
+def send_to(state: State, lease: Lease, job: Job, cluster: str, reason: str) -> Job:
+    """Let a queued job wait for another cluster."""
+    with state.write() as connection:
+        lease.check(connection)
+        text = f"from cluster {job.cluster} to {cluster}: {reason}"
+        return _change(
+            connection, job, CONTROLLER, "moved", text, cluster=cluster, queued_at=now()
+        )
 
 
 def adopt(

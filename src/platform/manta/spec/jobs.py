@@ -92,6 +92,10 @@ class JobSpec(Work):
     team: Name = "default"
     deadline_s: float | None = Field(None, gt=0)
     """Seconds after submission by which the job has ended, or is stopped."""
+    clusters: tuple[Name, ...] = ()
+    """Where it may run, best first; empty: where `--cluster` says."""
+    spill_after_s: float = Field(300, ge=0)
+    """How long it waits for place on one of them before it goes to another that has some."""
 
 
 class Step(Work):
