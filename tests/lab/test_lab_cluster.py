@@ -54,7 +54,7 @@ import ray, time
 ray.init()
 @ray.remote(num_cpus=2, max_retries=0)
 def nap(n):
-    time.sleep(20)
+    time.sleep(15)
     return n
 print("naps", ray.get([nap.remote(n) for n in range(2)]))
 """
