@@ -134,6 +134,15 @@ shares = sa.Table(
     sa.Column("limits", sa.Text, nullable=False),
 )
 
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False, unique=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
 
 def url() -> str:
     """The state's URL: `$MANTA_STATE`, else an SQLite file in Manta's home.

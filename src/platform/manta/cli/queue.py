@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import click
 
 from manta.cli import output
+from manta.errors import InputError
+
+if TYPE_CHECKING:
+    from manta.state import State
 
 
 @click.command(epilog=output.example("manta queue", "manta queue --status --json"))
@@ -18,9 +23,15 @@ from manta.cli import output
 @click.option(
     "--preempt", is_flag=True, help="Stop and requeue jobs for others of a higher priority."
 )
+@click.option("--http", metavar="[HOST:]PORT", help="Serve the HTTP API too; see `manta access`.")
 @output.json_option
 def command(
-    status: bool, stop_when_idle: float | None, max_running: int, preempt: bool, as_json: bool
+    status: bool,
+    stop_when_idle: float | None,
+    max_running: int,
+    preempt: bool,
+    http: str | None,
+    as_json: bool,
 ) -> int:
     """Be the controller: start queued jobs, retry, ship logs; until Ctrl-C.
 
@@ -37,17 +48,30 @@ def command(
     if status:
         return _print_status(state, as_json)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if http:
+        _serve(state, http)
     idle_stop_s = None if stop_when_idle is None else stop_when_idle * 60
     options = Options(idle_stop_s=idle_stop_s, max_running=max_running, preempt=preempt)
     daemon.run(state, url, options, output.say)
     return 0
 
 
-def _print_status(state: object, as_json: bool) -> int:
-    from manta.jobs import lease, queries
-    from manta.state import State
+def _serve(state: State, address: str) -> None:
+    from manta.jobs import http_api
 
-    assert isinstance(state, State)
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"--http {address}: not [HOST:]PORT", "e.g. 8400 or 127.0.0.1:8400")
+    host = host or "127.0.0.1"
+    http_api.serve(state, host, int(port))
+    output.say(f"HTTP API on http://{host}:{port}/api/v1, document at /openapi.json")
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        output.say("keys go over it in clear: put TLS in front")
+
+
+def _print_status(state: State, as_json: bool) -> int:
+    from manta.jobs import lease, queries
+
     holder = lease.holder(state)
     counts = queries.counts(state)
     if as_json:

@@ -15,6 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from manta.errors import InputError
 from manta.spec import Resources, Retry
 
+
+class UnknownJob(InputError):
+    """There is no job of that id."""
+
+
+class IdTaken(InputError):
+    """The id belongs to another job."""
+
+
 PRIORITIES = {"low": -10, "normal": 0, "high": 10}
 """Bands of the queue. All of one band goes before any of the next, but for back-fill."""
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from manta.errors import InputError
 from manta.jobs.books import Waiting
-from manta.jobs.model import Attempt, Cause, Event, Job, JobRequest, JobState
+from manta.jobs.model import Attempt, Cause, Event, Job, JobRequest, JobState, UnknownJob
 from manta.state import State, attempts, clusters, events, jobs
 
 _JOB = [column for column in jobs.c if column.name != "request"]  # which is long and seldom asked
@@ -29,9 +29,9 @@ def get(state: State, job_id: str) -> Job:
     return job
 
 
-def unknown(job_id: str) -> InputError:
+def unknown(job_id: str) -> UnknownJob:
     """The error for an id that nobody knows."""
-    return InputError(f"no job {job_id}", "list them with `manta jobs`")
+    return UnknownJob(f"no job {job_id}", "list them with `manta jobs`")
 
 
 def listed(

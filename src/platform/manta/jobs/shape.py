@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 
 from manta.jobs.books import SLOT, Needs
 from manta.jobs.fits import least
-from manta.plan.demand import Demand
+from manta.plan.demand import Demand, demand_of_work
+from manta.spec import Resources, Work
 
 
 def of_demand(demand: Demand) -> str:
@@ -20,6 +22,11 @@ def of_demand(demand: Demand) -> str:
         for name, amount in bundle:
             total[name] = total.get(name, 0.0) + amount
     return json.dumps(sorted(total.items()))
+
+
+def of_resources(resources: Resources) -> str:
+    """What an entrypoint alone asks for."""
+    return of_demand(demand_of_work(Work(resources=resources), "", Path(), ""))
 
 
 @cache

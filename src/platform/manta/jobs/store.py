@@ -17,6 +17,7 @@ from manta.jobs.model import (
     MOVES,
     Attempt,
     Cause,
+    IdTaken,
     Job,
     JobRequest,
     JobState,
@@ -49,7 +50,7 @@ def submit(state: State, request: JobRequest, actor: str) -> tuple[Job, bool]:
         known = read_job(connection, request.id)
         if known is not None:
             if known.digest != digest:
-                raise InputError(
+                raise IdTaken(
                     f"job id {request.id} belongs to `{known.entrypoint}`", "choose another id"
                 )
             return known, False

@@ -1,0 +1,189 @@
+"""The queue over HTTP: keys and roles, the words of the commands, and never a 5xx."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from queue_state import request
+
+from manta import state as states
+from manta.jobs import access, http_api, lease, logs, store
+from manta.jobs.access import Role
+from manta.state import State
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    opened = states.open_state(f"sqlite:///{tmp_path}/state.db")
+    held = lease.acquire(opened)
+    assert held is not None
+    store.see_cluster(
+        opened,
+        held,
+        "local",
+        cluster_id="c",
+        storage_url=str(tmp_path),
+        status="up",
+        resources='{"slot": 0}',
+        seen_at=1.0,
+    )
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def keys(state: State) -> dict[str, dict[str, str]]:
+    """Headers by role; two submitters."""
+    names = {"viewer": Role.VIEWER, "ann": Role.SUBMITTER, "bob": Role.SUBMITTER}
+    names |= {"root": Role.ADMIN}
+    return {
+        name: {"Authorization": f"Bearer {access.add(state, name, role, 'test')}"}
+        for name, role in names.items()
+    }
+
+
+@pytest.fixture
+def client(state: State) -> TestClient:
+    return TestClient(http_api.app(state))
+
+
+JOB = {"id": "a", "entrypoint": "true"}
+
+
+def test_nothing_but_the_health_check_answers_without_a_valid_key(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    for headers in ({}, {"Authorization": "Bearer manta_wrong"}, {"Authorization": "Basic x"}):
+        answer = client.get("/api/v1/jobs", headers=headers)
+        assert (answer.status_code, answer.json()["error"]) == (401, "no valid key")
+
+
+def test_a_withdrawn_key_is_refused_at_once(
+    client: TestClient, state: State, keys: dict[str, Any]
+) -> None:
+    assert client.get("/api/v1/jobs", headers=keys["viewer"]).status_code == 200
+    access.remove(state, "viewer", "test")
+    assert client.get("/api/v1/jobs", headers=keys["viewer"]).status_code == 401
+
+
+def test_each_role_may_do_what_it_is_for(client: TestClient, keys: dict[str, Any]) -> None:
+    assert client.post("/api/v1/jobs", json=JOB, headers=keys["viewer"]).status_code == 403
+    assert client.post("/api/v1/jobs", json=JOB, headers=keys["ann"]).status_code == 200
+    others = client.post("/api/v1/jobs/a/stop", headers=keys["bob"])
+    assert (others.status_code, others.json()["error"]) == (403, "job a is ann's")
+    quota = {"weight": 2, "limits": {"GPU": 8}}
+    assert client.put("/api/v1/quotas/team/ml", json=quota, headers=keys["ann"]).status_code == 403
+    assert (
+        client.put("/api/v1/quotas/team/ml", json=quota, headers=keys["root"]).status_code == 200
+    )
+    assert client.get("/api/v1/quotas", headers=keys["viewer"]).json()["teams"]["ml"] == quota
+    stopped = client.post("/api/v1/jobs/a/stop", headers=keys["root"])
+    assert stopped.json()["state"] == "STOPPED"
+    assert client.post("/api/v1/jobs/a/retry", headers=keys["ann"]).json()["state"] == "QUEUED"
+
+
+def test_the_same_submission_again_is_the_same_job(
+    client: TestClient, keys: dict[str, Any]
+) -> None:
+    new = [client.post("/api/v1/jobs", json=JOB, headers=keys["ann"]).json()["new"] for _ in "123"]
+    assert new == [True, False, False]
+
+
+def test_errors_have_the_words_of_the_commands_and_change_nothing(
+    client: TestClient, state: State, keys: dict[str, Any]
+) -> None:
+    client.post("/api/v1/jobs", json=JOB, headers=keys["ann"])
+    before = client.get("/api/v1/events", headers=keys["ann"]).json()
+    bad = [
+        (JOB | {"entrypoint": "false"}, 409, "job id a belongs to `true`"),
+        (JOB | {"id": "x-attempt-2"}, 400, "`x-attempt-2` cannot be a job's id"),
+        (JOB | {"id": "b", "cluster": "nowhere"}, 400, "no cluster `nowhere` is up"),
+        (JOB | {"id": "b", "entrypont": "x"}, 422, "body.entrypont: Extra inputs"),
+        (JOB | {"id": "b", "runtime_env": {"working_dir": "/x"}}, 400, "names a local path"),
+    ]
+    for body, status, words in bad:
+        answer = client.post("/api/v1/jobs", json=body, headers=keys["ann"])
+        assert answer.status_code == status, answer.text
+        assert words in answer.json()["error"]
+    unknown = client.get("/api/v1/jobs/none", headers=keys["ann"])
+    assert (unknown.status_code, unknown.json()["error"]) == (404, "no job none")
+    assert client.get("/api/v1/events", headers=keys["ann"]).json() == before
+
+
+def test_jobs_why_log_and_events_tell_what_the_commands_tell(
+    client: TestClient, state: State, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    client.post("/api/v1/jobs", json=JOB, headers=keys["ann"])
+    why = client.get("/api/v1/jobs/a/why", headers=keys["viewer"]).json()
+    assert why["why"].startswith("it needs slot: 1; cluster `local` has 0 in all")
+    logs.LogWriter(logs.folder(str(tmp_path), "a", 1)).append("häll\n".encode())
+    log = client.get("/api/v1/jobs/a/log?attempt=1&offset=1", headers=keys["viewer"])
+    assert log.content == "äll\n".encode()
+    found = client.get("/api/v1/jobs?states=QUEUED&user=ann", headers=keys["viewer"]).json()
+    assert [job["id"] for job in found] == ["a"]
+    assert client.get("/api/v1/jobs?states=FAILED", headers=keys["viewer"]).json() == []
+    last = client.get("/api/v1/events?job_id=a", headers=keys["viewer"]).json()[-1]
+    assert (last["kind"], last["actor"]) == ("submitted", "key:ann")
+
+
+def test_a_secret_is_nowhere_in_the_database(state: State, tmp_path: Path) -> None:
+    secret = access.add(state, "k", Role.VIEWER, "test")
+    assert all(secret.encode() not in file.read_bytes() for file in tmp_path.glob("state.db*"))
+
+
+ODD: list[Any] = [
+    *(None, True, 0, -1, 1, 2**63, 2**70, -(2**63) - 1, 1e308, 0.5, "", "a", "\x00", "\ud800"),
+    *("../x", "a/b", "ä" * 300, "x" * 10_000, [], [[]], {}, {"a": {"b": [1]}}, "1e999", "QUEUED"),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_request_made_from_the_document_gets_a_5xx(
+    client: TestClient, state: State, keys: dict[str, Any], seed: int
+) -> None:
+    chance = random.Random(seed)
+    store.submit(state, request("a", user="ann", storage_url="/nowhere"), "test")
+    document = client.get("/openapi.json").json()
+    quiet = TestClient(client.app, raise_server_exceptions=False)
+    answers = set()
+    for _ in range(250):
+        path, method, operation = chance.choice(
+            [(p, m, o) for p, ms in document["paths"].items() for m, o in ms.items()]
+        )
+        query = {}
+        for parameter in operation.get("parameters", ()):
+            value = chance.choice(["a", "1", "team", str(chance.choice(ODD))])
+            text = value.encode("utf-8", "replace").decode()
+            if parameter["in"] == "path":
+                path = path.replace(f"{{{parameter['name']}}}", text.replace("/", "%2F") or "a")
+            elif chance.random() < 0.6:
+                query[parameter["name"]] = text
+        body = _body(document, operation, chance)
+        headers = chance.choice(list(keys.values()))
+        path = path.replace("\x00", "%00")
+        answer = quiet.request(method, path, params=query, content=body, headers=headers)
+        assert answer.status_code < 500, (method, path, query, body, answer.text)
+        answers.add(answer.status_code)
+    assert {200, 403, 422} <= answers, "the requests reach the code"
+
+
+def _body(document: dict[str, Any], operation: dict[str, Any], chance: random.Random) -> bytes:
+    """A body with the schema's fields, some of them odd; or no JSON at all."""
+    import json
+
+    content = operation.get("requestBody", {}).get("content", {})
+    if not content:
+        return b""
+    if chance.random() < 0.05:
+        return chance.choice([b"", b"{", b"\xff", b"[" * 5000, b"null"])
+    name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    good = {"Submission": {"id": f"j{chance.randrange(9)}", "entrypoint": "true"}}
+    value: dict[str, Any] = dict(good.get(name, {}))
+    for field in document["components"]["schemas"][name]["properties"]:
+        if chance.random() < 0.2:
+            value[field] = chance.choice(ODD)
+    return json.dumps(value).encode()
