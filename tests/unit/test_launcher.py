@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -282,3 +283,27 @@ def test_lines_of_the_autoscalers_log_count_for_the_host_that_was_named_last():
     assert lines[2] == "a@10.0.0.2: Permission denied"
     assert joining.lines_of(MONITOR, "10.0.0.3")[-1] == "no space left"
     assert joining.lines_of(MONITOR, "10.0.0.9") == []
+
+
+def test_a_launch_without_credentials_starts_nothing_and_leaves_no_record(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(CLOUD))
+    nowhere = {
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": str(tmp_path),
+        "MANTA_HOME": str(tmp_path / "home"),
+    }
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "manta.cli.main", "up", str(file), "--yes", "--name", "mine"],
+        env=kept | nowhere,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "this machine has no credentials for the cloud" in done.stderr
+    assert "Nothing was started." in done.stderr
+    assert not (tmp_path / "home/clusters/mine/cluster.json").exists()

@@ -76,7 +76,7 @@ def _end_launched(known: ClusterRecord, yes: bool, forget: bool) -> None:
             output.say(f"{error.what}; what runs there cannot be told.")
             _confirm(f"End cluster `{known.name}`?")
     with lock(known.name), output.progress(f"Ending cluster `{known.name}`"):
-        landing.execute(known, forget=forget)
+        landing.execute(known, unverified=forget)
 
 
 def _ask(known: ClusterRecord, lost: list[str]) -> None:

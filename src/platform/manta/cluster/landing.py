@@ -16,12 +16,12 @@ GONE_TIMEOUT_S = 180.0
 POLL_S = 3.0
 
 
-def execute(cluster: ClusterRecord, *, forget: bool = False) -> None:
+def execute(cluster: ClusterRecord, *, unverified: bool = False) -> None:
     """End the cluster, verify it, forget it. Idempotent.
 
     Args:
         cluster: its record.
-        forget: forget it although something could not be verified.
+        unverified: forget it although something could not be verified.
 
     Raises MantaError, and keeps the record, if anything is left or cannot be asked.
     """
@@ -29,7 +29,7 @@ def execute(cluster: ClusterRecord, *, forget: bool = False) -> None:
     said = _ray_down(cluster)
     left = _left(cluster)
     tunnel.close(cluster)
-    if left and not forget:
+    if left and not unverified:
         what = "\n".join(f"  {where}: {why}" for where, why in left.items())
         cause = cloud_errors.explained("`ray down`", said) if said else None
         raise MantaError(
@@ -37,7 +37,7 @@ def execute(cluster: ClusterRecord, *, forget: bool = False) -> None:
             + (f"\n{cause}" if cause else ""),
             f"repeat `manta down --name {cluster.name}`; --forget forgets it all the same",
         )
-    _remove_files(cluster)
+    forget(cluster)
 
 
 def _ray_down(cluster: ClusterRecord) -> str:
@@ -80,8 +80,8 @@ def _left(cluster: ClusterRecord) -> dict[str, str]:
         time.sleep(POLL_S)
 
 
-def _remove_files(cluster: ClusterRecord) -> None:
-    """The token and the logs of Ray's launcher stay."""
+def forget(cluster: ClusterRecord) -> None:
+    """Delete the record of a cluster that is gone; the token and Ray's launcher's logs stay."""
     assert cluster.launched
     record.forget(cluster.name)
     folder = Path(cluster.launched.config).parent

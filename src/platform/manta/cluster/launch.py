@@ -40,6 +40,8 @@ from manta.errors import InputError, MantaError
 
 POLL_S = 0.5
 _STEP = re.compile(r"\[(\d)(?:-\d)?/7\] (.+)")
+_STARTING = ("Acquiring an up-to-date head node", "Setting up head node")
+"""What `ray up` says before it asks the provider for a machine, or sets one up."""
 _PREFIX = re.compile(r"^\S+ \S+\s+\w+ [\w.]+:\d+ -- ")
 Tell = Callable[[str], None]
 
@@ -147,7 +149,8 @@ def execute(
             if was_up or keep:
                 raise
             tell("Ending what was started")
-            raise _after_ending(cluster.name, error) from None
+            is_first = not plan.record.started_at
+            raise _after_ending(cluster.name, error, is_first=is_first) from None
 
 
 def _changes(plan: LaunchPlan) -> bool:
@@ -324,10 +327,14 @@ def _start_serve(cluster: ClusterRecord, deadline: float) -> None:
         dashboard.put(cluster, "/api/serve/applications/", body, timeout_s)
 
 
-def _after_ending(name: str, error: MantaError) -> MantaError:
+def _after_ending(name: str, error: MantaError, *, is_first: bool) -> MantaError:
     """The error of a failed start, and what became of what it had started."""
+    cluster = record.load(name)
+    if is_first and not any(words in _text(log_path(cluster)) for words in _STARTING):
+        landing.forget(cluster)
+        return MantaError(f"{error.what}\nNothing was started.", error.fix)
     try:
-        landing.execute(record.load(name))
+        landing.execute(cluster)
     except MantaError as left:
         return MantaError(f"{error}\nand ending it failed too: {left}")
     return MantaError(f"{error.what}\nNothing of it is left running.", error.fix)
