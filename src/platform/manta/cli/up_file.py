@@ -121,7 +121,7 @@ def _show(plan: LaunchPlan, nodes: Plan) -> None:
     for remark in remarks(nodes):
         output.say(remark)
     output.say(f"Up to {nodes.cluster.max_workers} workers when work asks for them.")
-    if storage.is_local(plan.record.storage_url):
+    if storage.ROOT_VARIABLE not in plan.config_text:
         output.say(
             f"Note: results go to {plan.record.storage_url} on whatever host makes them; set "
             f"{storage.ROOT_VARIABLE} to a URL that all of them reach, e.g. s3://bucket/team"

@@ -332,12 +332,12 @@ def _after_ending(name: str, error: MantaError, *, is_first: bool) -> MantaError
     cluster = record.load(name)
     if is_first and not any(words in _text(log_path(cluster)) for words in _STARTING):
         landing.forget(cluster)
-        return MantaError(f"{error.what}\nNothing was started.", error.fix)
+        return MantaError(f"{error}\nNothing was started.")
     try:
         landing.execute(cluster)
     except MantaError as left:
         return MantaError(f"{error}\nand ending it failed too: {left}")
-    return MantaError(f"{error.what}\nNothing of it is left running.", error.fix)
+    return MantaError(f"{error}\nNothing of it is left running.")
 
 
 def _text(log: Path) -> str:
