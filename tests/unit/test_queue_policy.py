@@ -140,3 +140,12 @@ def test_time_outs_count_from_the_start_and_deadlines_from_the_submission() -> N
     assert policy.overdue(asked, 0.0, 50.0, 61.0).startswith("timeout: ")
     assert policy.overdue(asked, 0.0, 95.0, 101.0).startswith("deadline: ")
     assert policy.overdue(asked, 0.0, None, 99.0) == ""
+
+
+def test_a_cluster_that_went_before_it_got_the_job_costs_no_retry_and_no_pause() -> None:
+    asked = request(retry={"max_retries": 0})
+    gone = failed(Cause.HEAD_GONE)
+    verdict = policy.after(asked, gone, num_failures=0, stop_reason="", now=100.0, ran=False)
+    assert (verdict.state, verdict.counts, verdict.not_before) == (JobState.QUEUED, False, 100.0)
+    stopped = policy.after(asked, gone, num_failures=0, stop_reason="by ann", now=1.0, ran=False)
+    assert stopped.state is JobState.STOPPED

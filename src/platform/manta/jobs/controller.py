@@ -274,6 +274,7 @@ class Controller:
             num_failures=job.num_failures,
             stop_reason=job.stop_reason,
             now=now(),
+            ran=job.state is JobState.RUNNING,
         )
         ended = store.end_attempt(
             self._state,
@@ -355,32 +356,40 @@ class Controller:
         A stray is an attempt of ours that has been given up and runs all the same: its submission
         was under way when its controller died.
         """
-        assert sight.record is not None
-        if handover.DIGEST_KEY in seen.metadata:
-            if not seen.done:
+        if seen.submission_id in self._known:
+            return
+        attempt = queries.attempt_named(self._state, seen.submission_id)
+        if attempt is None:
+            self._adopt(sight, seen)
+        elif not seen.done and attempt.state.done and sight.cluster_id == attempt.cluster_id:
+            job = queries.get(self._state, attempt.job_id)
+            if sight.record and seen.metadata.get(handover.DIGEST_KEY) == job.digest:
                 self._send_stop(sight.record, seen.submission_id)
-        elif seen.submission_id not in self._known:
-            self._known.add(seen.submission_id)
-            request = JobRequest(
-                id=seen.submission_id,
-                name=seen.submission_id,
-                entrypoint=seen.entrypoint,
-                runtime_env_passthrough={},
-                metadata=dict(seen.metadata),
-                retry=Retry(max_retries=0),
-                user="ray",
-                cluster=sight.name,
-                storage_url=sight.record.storage_url,
-            )
-            job = store.adopt(
-                self._state,
-                self._lease,
-                request,
-                submitted_at=seen.started_at or now(),
-                cluster_id=sight.cluster_id,
-            )
-            if job is not None:
-                self._view.put(job)
+                return  # until it is gone
+        self._known.add(seen.submission_id)
+
+    def _adopt(self, sight: Sight, seen: RayJob) -> None:
+        assert sight.record is not None
+        request = JobRequest(
+            id=seen.submission_id,
+            name=seen.submission_id,
+            entrypoint=seen.entrypoint,
+            runtime_env_passthrough={},
+            metadata=dict(seen.metadata),
+            retry=Retry(max_retries=0),
+            user="ray",
+            cluster=sight.name,
+            storage_url=sight.record.storage_url,
+        )
+        job = store.adopt(
+            self._state,
+            self._lease,
+            request,
+            submitted_at=seen.started_at or now(),
+            cluster_id=sight.cluster_id,
+        )
+        if job is not None:
+            self._view.put(job)
 
     def _send_stop(self, cluster: ClusterRecord, submission_id: str) -> None:
         if time.monotonic() > self._stop_sent_at.get(submission_id, 0.0) + STOP_AGAIN_S:

@@ -94,7 +94,13 @@ def _cause(job: RayJob) -> Cause:
 
 
 def after(
-    request: JobRequest, outcome: Outcome, *, num_failures: int, stop_reason: str, now: float
+    request: JobRequest,
+    outcome: Outcome,
+    *,
+    num_failures: int,
+    stop_reason: str,
+    now: float,
+    ran: bool = True,
 ) -> Verdict:
     """Whether the job is done or tried again.
 
@@ -104,6 +110,7 @@ def after(
         num_failures: attempts that failed before this one.
         stop_reason: `KIND: words` if someone asked for the attempt's end.
         now: UTC seconds.
+        ran: whether the attempt was ever seen to run.
     """
     kind = stop_reason.partition(":")[0]
     if outcome.state is JobState.SUCCEEDED:
@@ -122,6 +129,14 @@ def after(
         return _end(JobState.STOPPED, Cause.STOPPED, stop_reason)
     if kind == Cause.TIMEOUT:
         outcome = replace(outcome, cause=Cause.TIMEOUT, message=stop_reason)
+    if outcome.cause is Cause.HEAD_GONE and not ran:  # the cluster went before it got the job
+        return Verdict(
+            state=JobState.QUEUED,
+            cause=outcome.cause,
+            message=outcome.message,
+            not_before=now,
+            counts=False,
+        )
     if outcome.cause is Cause.STOPPED:
         return _end(JobState.STOPPED, Cause.STOPPED, "it was stopped on the cluster")
     if outcome.cause.value not in request.retry.on or num_failures >= request.retry.max_retries:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +12,8 @@ from manta.jobs.books import Waiting
 from manta.jobs.model import Attempt, Cause, Event, Job, JobRequest, JobState, UnknownJob
 from manta.state import State, attempts, clusters, events, jobs
 
+CHUNK = 500
+"""Ids in one query; databases limit the number of parameters."""
 _JOB = [column for column in jobs.c if column.name != "request"]  # which is long and seldom asked
 
 
@@ -32,6 +34,16 @@ def get(state: State, job_id: str) -> Job:
 def unknown(job_id: str) -> UnknownJob:
     """The error for an id that nobody knows."""
     return UnknownJob(f"no job {job_id}", "list them with `manta jobs`")
+
+
+def known(state: State, ids: Sequence[str]) -> set[str]:
+    """Those of `ids` that are jobs."""
+    found: set[str] = set()
+    with state.read() as connection:
+        for start in range(0, len(ids), CHUNK):
+            query = sa.select(jobs.c.id).where(jobs.c.id.in_(ids[start : start + CHUNK]))
+            found.update(connection.execute(query).scalars())
+    return found
 
 
 def listed(
@@ -112,6 +124,14 @@ def last_attempt(state: State, job: Job) -> Attempt | None:
     """The newest attempt; None before the first."""
     found = attempts_of(state, job.id)
     return found[-1] if found else None
+
+
+def attempt_named(state: State, submission_id: str) -> Attempt | None:
+    """The attempt with that Ray id; None if it is none of ours."""
+    query = sa.select(attempts).where(attempts.c.submission_id == submission_id)
+    with state.read() as connection:
+        row = connection.execute(query).one_or_none()
+    return _attempt(row) if row else None
 
 
 def events_of(

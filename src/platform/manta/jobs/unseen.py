@@ -17,7 +17,6 @@ _STATES = {"PENDING": JobState.STARTING, "RUNNING": JobState.RUNNING}
 
 def all_of(state: State, cluster: str | None) -> list[Job]:
     """Jobs on clusters that answer and are not in the state. A silent cluster is left out."""
-    known = {job.id for job in queries.listed(state)}
     found = []
     for place in record.load_all():
         if cluster not in (None, place.name):
@@ -26,11 +25,9 @@ def all_of(state: State, cluster: str | None) -> list[Job]:
             jobs = ray_api.list_all(record.find(place.name))
         except MantaError:
             continue
-        found += [
-            _as_job(place, job)
-            for job in jobs
-            if job.submission_id not in known and JOB_KEY not in job.metadata
-        ]
+        plain = [job for job in jobs if JOB_KEY not in job.metadata]
+        known = queries.known(state, [job.submission_id for job in plain])
+        found += [_as_job(place, job) for job in plain if job.submission_id not in known]
     return found
 
 

@@ -12,8 +12,6 @@ from manta.jobs.line import Line
 from manta.jobs.model import Attempt, Job, JobRequest, JobState
 from manta.state import State, events, jobs
 
-CHUNK = 500
-
 
 class View:
     """All jobs that have not ended: `waiting` in line, and `active` by id."""
@@ -78,8 +76,8 @@ class View:
 
     def _reload(self, connection: sa.Connection, ids: Iterable[str]) -> None:
         wanted = list(ids)
-        for start in range(0, len(wanted), CHUNK):
-            for job in queries.read_jobs(connection, wanted[start : start + CHUNK]):
+        for start in range(0, len(wanted), queries.CHUNK):
+            for job in queries.read_jobs(connection, wanted[start : start + queries.CHUNK]):
                 self.put(job)
 
 

@@ -62,7 +62,12 @@ class Watch:
         self._next_at: dict[str, float] = {}
 
     def look(self, names: Iterable[str], busy: Iterable[str]) -> dict[str, Sight]:
-        """The newest sights; looks again at those whose time has come, `busy` ones sooner."""
+        """The newest sights; looks again at those whose time has come, `busy` ones sooner.
+
+        Args:
+            names: all clusters on record, and those that someone waits for.
+            busy: clusters that run something.
+        """
         now, busy = time.monotonic(), set(busy)
         for name, pending in list(self._looks.items()):
             if pending.done():
@@ -70,7 +75,12 @@ class Watch:
                 period_s = BUSY_PERIOD_S if name in busy else IDLE_PERIOD_S
                 self._next_at[name] = now + period_s
                 del self._looks[name]
-        for name in {*names, *busy}:
+        wanted = {*names, *busy}
+        for name in self._sights.keys() - wanted:  # its record is gone: what was seen no longer is
+            self._sights[name] = Sight(
+                name=name, begun_at=now, record=None, answers=False, is_gone=True
+            )
+        for name in wanted:
             if name in busy:
                 soon = now + BUSY_PERIOD_S
                 self._next_at[name] = min(self._next_at.get(name, 0.0), soon)
