@@ -53,11 +53,15 @@ def measure(arguments: argparse.Namespace) -> None:
     """Both parts."""
     latency = measure_latency(arguments.repetitions)
     print(table(latency["rows"]))
+    shipping = measure_shipping()
+    print()
+    print(table([{"log shipping": name, "value": f"{v:.3g}"} for name, v in shipping.items()]))
     large = measure_size(arguments.jobs)
     print()
     print(table([{"": name, "value": f"{value:.4g}"} for name, value in large.items()]))
+    result = {"machine": machine(), "latency": latency, "shipping": shipping, "size": large}
     if arguments.json:
-        write_json(arguments.json, {"machine": machine(), "latency": latency, "size": large})
+        write_json(arguments.json, result)
 
 
 def measure_latency(repetitions: int) -> dict[str, Any]:
@@ -107,6 +111,43 @@ def _until_runs(words: list[str], folder: Path, environment: dict[str, str]) -> 
     while not mark.exists():
         time.sleep(0.01)
     return float(mark.read_text()) - begun
+
+
+def measure_shipping(rate_mb_per_s: int = 5, seconds: int = 8) -> dict[str, float]:
+    """Ship a growing log to a folder: CPU of the shipper, and how far it is behind."""
+    from manta.jobs import logs
+    from manta.jobs.shipper import FileSource, Shipper
+
+    code = (
+        "import sys, time\n"
+        "with open(sys.argv[1], 'wb') as f:\n"
+        f"    for _ in range({seconds * 10}):\n"
+        f"        f.write(b'x' * {rate_mb_per_s * 100_000}); f.flush(); time.sleep(0.1)\n"
+    )
+    with tempfile.TemporaryDirectory(prefix="m-bench-") as folder:
+        file, url = Path(folder, "driver.log"), f"{folder}/log"
+        shipper = Shipper()
+        shipper.follow_source("j", url, lambda offset: FileSource(file, offset))
+        shipper.start()
+        begun = time.process_time()
+        writer = subprocess.Popen([sys.executable, "-c", code, str(file)])
+        behind = []
+        while writer.poll() is None:
+            time.sleep(0.5)
+            written = file.stat().st_size if file.exists() else 0
+            shipped = sum(f.stat().st_size for f in Path(url).glob("0*")) if written else 0
+            behind.append((written - shipped) / (rate_mb_per_s * 1e6))
+        while shipper.finish("j") is None:
+            time.sleep(0.05)
+        cpu_s = time.process_time() - begun
+        num_bytes = sum(map(len, logs.read(url)))
+        shipper.close()
+    return {
+        "MB/s": rate_mb_per_s,
+        "MB": num_bytes / 1e6,
+        "percent of a core per 1 MB/s": 100 * cpu_s / (num_bytes / 1e6),
+        "most seconds behind": max(behind),
+    }
 
 
 def measure_size(num_jobs: int) -> dict[str, float]:

@@ -41,8 +41,6 @@ from manta.state import State, StateError, now
 
 TICK_S = 0.25
 IDLE_TICK_S = 1.0
-LISTEN_S = 0.02
-"""Between two looks at whether somebody has written; each takes microseconds on SQLite."""
 STOP_AGAIN_S = 5.0
 MAX_RUNNING = 16
 """Jobs of one cluster at a time: each is a driver process on its head."""
@@ -130,7 +128,7 @@ class Controller:
         deadline = time.monotonic() + (TICK_S if self._view.active else IDLE_TICK_S)
         try:
             mark = self._state.change_mark()
-            while time.monotonic() < deadline and not self._wake.wait(LISTEN_S):
+            while time.monotonic() < deadline and not self._wake.wait(self._state.listen_s):
                 if self._state.change_mark() != mark:
                     break
         except StateError as error:

@@ -12,7 +12,6 @@ from manta.jobs.model import Attempt, Job
 from manta.state import State
 
 POLL_S = 0.2
-LISTEN_S = 0.02
 KEEP_S = 2.0
 _ALL = 2**62
 
@@ -50,7 +49,7 @@ def follow(
             return job
         deadline = time.monotonic() + POLL_S
         while time.monotonic() < deadline and state.change_mark() == mark:
-            time.sleep(LISTEN_S)
+            time.sleep(state.listen_s)
 
 
 @dataclass

@@ -169,12 +169,15 @@ class Shipper:
 
     def follow(self, cluster: ClusterRecord, job: RayJob, url: str) -> None:
         """Ship this attempt's log into folder `url`; again is no error."""
+        self.follow_source(job.submission_id, url, lambda offset: _open(cluster, job, offset))
+
+    def follow_source(
+        self, submission_id: str, url: str, open_source: Callable[[int], Source]
+    ) -> None:
+        """Ship what `open_source` gives from an offset on; again is no error."""
         with self._lock:
-            if job.submission_id in self._shipments or job.submission_id in self._results:
-                return
-            self._shipments[job.submission_id] = _Shipment(
-                url=url, open_source=lambda offset: _open(cluster, job, offset)
-            )
+            if submission_id not in self._shipments and submission_id not in self._results:
+                self._shipments[submission_id] = _Shipment(url=url, open_source=open_source)
 
     def finish(self, submission_id: str, *, lost: bool = False) -> str | None:
         """The attempt has ended: `complete` or `cut` once its log is dealt with, else None.
