@@ -41,6 +41,8 @@ from manta.state import State, StateError, now
 
 TICK_S = 0.25
 IDLE_TICK_S = 1.0
+YOUNG_S = 60.0
+"""So long after its start a job is looked at more often: each look costs the head some CPU."""
 STOP_AGAIN_S = 5.0
 MAX_RUNNING = 16
 """Jobs of one cluster at a time: each is a driver process on its head."""
@@ -146,8 +148,11 @@ class Controller:
         self._view.refresh()
         if self._view.changed:
             self._shares = shares.load(self._state)
-        busy = {self._view.attempt(job).cluster for job in self._view.active.values()}
+        busy = {
+            self._view.attempt(job).cluster for job in self._view.active.values() if _young(job)
+        }
         names = {known.name for known in record.load_all()}
+        names |= {self._view.attempt(job).cluster for job in self._view.active.values()}
         names |= self._view.waiting.clusters()
         self._sights = self._watch.look(names, busy)
         for job in list(self._view.active.values()):
@@ -393,3 +398,9 @@ class Controller:
         if time.monotonic() > self._stop_sent_at.get(submission_id, 0.0) + STOP_AGAIN_S:
             self._stop_sent_at[submission_id] = time.monotonic()
             self._pool.submit(handover.stop, cluster, submission_id)
+
+
+def _young(job: Job) -> bool:
+    """Whether something may be about to change: it starts, is to stop, or may be short."""
+    started_at = job.started_at or now()
+    return job.state is JobState.STARTING or bool(job.stop_reason) or now() < started_at + YOUNG_S

@@ -19,7 +19,7 @@ from manta.jobs.ray_api import RayJob
 log = logging.getLogger(__name__)
 
 BUSY_PERIOD_S = 0.25
-IDLE_PERIOD_S = 2.0
+IDLE_PERIOD_S = 1.0
 RESOURCES_PERIOD_S = 5.0
 
 
