@@ -64,7 +64,9 @@ def test_every_command_has_help_with_an_example(words):
 @pytest.mark.parametrize("words", [w for w in LEAVES if w not in FILES], ids=" ".join)
 def test_every_command_prints_json_for_programs(words):
     command = cli.get_command(None, words[0])
-    assert "--json" in {option for param in command.params for option in param.opts}
+    commands = [command, *(command.commands[sub] for sub in words[1:])]
+    params = [param for one in commands for param in one.params]
+    assert "--json" in {option for param in params for option in param.opts}
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ COMMANDS = {
     "deploy": "Deploy the applications of a Serve config.",
     "apps": "List deployed applications.",
     "undeploy": "Remove an application.",
+    "keys": "Make, list and revoke API keys; show what they used.",
 }
 
 

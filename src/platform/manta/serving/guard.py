@@ -1,0 +1,302 @@
+"""The guard of an LLM application: an ASGI application around the one that answers.
+
+Being outermost it sees every route, also those that a new vLLM or Ray adds. What it does not
+know it lets only administrators call. In order, so that each refusal costs as little as it can:
+the key, from the headers; room; the body and its bounds; the model; the key's limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from manta.serving import question
+from manta.serving.key_store import KeyTable
+from manta.serving.keys import Key
+from manta.serving.limiter import Limiter
+from manta.serving.meter import Meter
+from manta.serving.openai_errors import (
+    Message,
+    Refused,
+    Send,
+    bad_request,
+    no_key,
+    not_allowed,
+    overloaded,
+)
+from manta.serving.question import Question
+from manta.serving.usage import Ledger
+from manta.spec.guard import GuardConfig, Limits
+
+Receive = Callable[[], Awaitable[Message]]
+Scope = dict[str, Any]
+App = Callable[[Any, Receive, Send], Awaitable[None]]
+
+POLL_S = 1.0
+"""Between looks at the key store: with the time of a look, the delay of a revocation."""
+FLUSH_S = 2.0
+"""Between writes of use."""
+
+_UNLIMITED = Limits()
+
+logger = logging.getLogger(__name__)
+
+
+class Guard:
+    """Lets a request through to `app` if its key, its size and its limits allow it."""
+
+    def __init__(
+        self, app: App, config: GuardConfig, table: KeyTable, limiter: Limiter, ledger: Ledger
+    ) -> None:
+        self.app = app
+        self._config = config
+        self._table = table
+        self._limiter = limiter
+        self._ledger = ledger
+        self._in_flight = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._first_look: asyncio.Task[Any] | None = None
+
+    def add_exception_handler(self, *arguments: Any) -> None:
+        """Ray Serve teaches FastAPI applications its own exceptions this way."""
+        if hasattr(self.app, "add_exception_handler"):
+            self.app.add_exception_handler(*arguments)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, as ASGI has it."""
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008, "reason": "not served here"})
+        else:
+            try:
+                await self._start()
+                await self._check(scope, receive, send)
+            except Refused as refusal:
+                await refusal.send(send)
+
+    # --- life ----------------------------------------------------------------------------
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._start()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            await self.stop()
+
+    async def _start(self) -> None:
+        """Begin the background work, once, and wait until the keys were looked at."""
+        if self._first_look is None:
+            tasks = (self._watch_keys(), self._report())
+            self._tasks = [asyncio.create_task(task) for task in tasks]
+            self._first_look = asyncio.create_task(asyncio.to_thread(self._table.refresh))
+        if not self._first_look.done():
+            await asyncio.shield(self._first_look)
+
+    async def stop(self) -> None:
+        """End the background work and write what is not yet written."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks, self._first_look = [], None
+        await asyncio.to_thread(self._flush)
+
+    async def _watch_keys(self) -> None:
+        while self._config.keys == "required":
+            await asyncio.sleep(POLL_S)
+            await asyncio.to_thread(self._table.refresh)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            self._limiter.heartbeat()
+            await asyncio.to_thread(self._flush)
+
+    def _flush(self) -> None:
+        try:
+            self._ledger.flush()
+        except Exception as error:  # whatever a storage client raises: serving must go on
+            logger.warning("use cannot be written, will try again: %s", error)
+
+    # --- one request ---------------------------------------------------------------------
+
+    async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = _path(scope)
+        key = self._key(scope, path) if self._config.keys == "required" else None
+        if self._in_flight >= self._config.max_requests_in_flight:
+            raise overloaded("too many requests are being answered or wait; try again")
+        self._in_flight += 1
+        try:
+            asked = await self._question(scope, path, receive)
+            if key is not None:
+                _check_model(key, asked.model, path)
+            await self._limited(key, asked, scope, receive, send)
+        finally:
+            self._in_flight -= 1
+
+    def _key(self, scope: Scope, path: str) -> Key:
+        if not self._table.loaded:
+            raise overloaded("keys are not known yet; try again")
+        secret = _secret(scope)
+        if secret is None:
+            raise no_key("no API key; send `Authorization: Bearer KEY`")
+        stored = self._table.find(secret)
+        if stored is None:
+            raise no_key("this API key is not known")
+        if not stored.alive(time.time()):
+            raise no_key("this API key is revoked or has expired")
+        if not stored.key.may_call(scope["method"], path):
+            raise not_allowed(f"a key of role `{stored.key.role}` may not call this route")
+        return stored.key
+
+    async def _question(self, scope: Scope, path: str, receive: Receive) -> Question:
+        """The body, read whole and within its bounds."""
+        most = self._config.max_body_bytes
+        declared = _header(scope, b"content-length")
+        if declared is not None and (not declared.isdigit() or int(declared) > most):
+            raise _too_large(most)
+        try:
+            async with asyncio.timeout(self._config.body_timeout_s):
+                body = await _read_body(receive, most)
+        except TimeoutError:
+            raise Refused(408, "request_timeout", "the request did not arrive in time") from None
+        content_type = _header(scope, b"content-type") or b"application/json"
+        if not body or content_type.startswith((b"multipart/", b"application/x-www-form")):
+            return Question(body=body)
+        return question.read(body, path, self._config)
+
+    async def _limited(
+        self, key: Key | None, asked: Question, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Within the key's limits, and whatever happens its use is noted and its slot freed."""
+        limits = _limits(key, self._config.default_limits) if key else _UNLIMITED
+        if key is None or limits == _UNLIMITED:
+            await self._metered(key, asked, scope, receive, send)
+            return
+        grant_id, num_tokens = uuid.uuid4().hex, 0
+        estimate = asked.num_prompt_tokens + asked.max_completion_tokens
+        try:
+            denial = await self._limiter.acquire(grant_id, key.id, limits, estimate)
+            if denial:
+                raise Refused(
+                    429,
+                    denial.code,
+                    denial.message,
+                    kind=denial.code,
+                    retry_after_s=denial.retry_after_s,
+                )
+            num_tokens = await self._metered(key, asked, scope, receive, send)
+        finally:  # a cancelled `acquire` may have been granted: finishing it is always right
+            self._limiter.finish(grant_id, num_tokens)
+
+    async def _metered(
+        self, key: Key | None, asked: Question, scope: Scope, receive: Receive, send: Send
+    ) -> int:
+        meter = Meter(send, asked)
+        try:
+            await self._answer(_inner(scope, asked.body), asked.body, receive, meter)
+        finally:
+            tokens = meter.tokens()
+            if key is not None and meter.status is not None and scope["method"] == "POST":
+                # Not by whatever name a client makes up: those that were refused share one.
+                served = meter.status < 400
+                self._ledger.add(key.id, (asked.model or "") if served else "", *tokens)
+        return sum(tokens)
+
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, meter: Meter) -> None:
+        limit_s = self._config.request_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self.app(scope, _again(body, receive), meter.send)
+        except TimeoutError:
+            late = Refused(504, "timeout", f"no answer within {limit_s:g} s", kind="server_error")
+            if meter.status is None:
+                raise late from None
+            if not meter.ended:  # half an answer must not look like a whole one
+                last = b"data: " + late.body() + b"\n\n"
+                await meter.send({"type": "http.response.body", "body": last})
+
+
+def _limits(key: Key, default: Limits) -> Limits:
+    if default == _UNLIMITED:
+        return key.limits
+    own = key.limits.model_dump(exclude_none=True)
+    return Limits(**{**default.model_dump(exclude_none=True), **own}) if own else default
+
+
+def _check_model(key: Key, model: str | None, path: str) -> None:
+    if key.for_all_models:
+        return
+    if model is None and path.startswith("/v1/models/"):
+        model = path.removeprefix("/v1/models/")
+    if model is None and path == "/v1/models":
+        return
+    if model is None:
+        raise bad_request("a key for certain models needs `model` in a JSON body", "model")
+    if not key.may_use(model):
+        raise not_allowed(f"this key is not for model `{model[:100]}`", "model")
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(413, "request_too_large", f"the body may have {most} bytes")
+
+
+async def _read_body(receive: Receive, most: int) -> bytes:
+    parts, num_bytes = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "client_gone", "the request was cut short")
+        parts.append(message.get("body", b""))
+        num_bytes += len(parts[-1])
+        if num_bytes > most:
+            raise _too_large(most)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once more, and after it what the client does."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _inner(scope: Scope, body: bytes) -> Scope:
+    """The request as the application sees it: without the key, which it has no use for."""
+    headers = [
+        (name, value)
+        for name, value in scope["headers"]
+        if name.lower() not in (b"authorization", b"content-length", b"transfer-encoding")
+    ]
+    if body:
+        headers.append((b"content-length", str(len(body)).encode()))
+    return {**scope, "headers": headers}
+
+
+def _path(scope: Scope) -> str:
+    """The route as the application knows it, without the prefix that Serve gave it."""
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    inside = root and (path == root or path.startswith(root + "/"))
+    return path[len(root) :] or "/" if inside else path
+
+
+def _secret(scope: Scope) -> bytes | None:
+    value = _header(scope, b"authorization")
+    scheme, _, secret = (value or b"").partition(b" ")
+    return secret.strip() if scheme.lower() == b"bearer" and secret.strip() else None
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    found = [value for key, value in scope["headers"] if key.lower() == name]
+    return bytes(found[0]) if len(found) == 1 else None

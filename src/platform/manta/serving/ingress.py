@@ -1,0 +1,42 @@
+"""Puts the guard in front of whatever class answers HTTP in a Ray Serve application."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from manta.serving.guard import Guard
+from manta.serving.key_store import KeyTable
+from manta.serving.limiter import SharedLimiter
+from manta.serving.usage import Ledger
+from manta.spec.guard import GuardConfig
+
+
+class Guarded:
+    """Mixed in: what Ray takes for the class's ASGI application is its guard.
+
+    Ray calls `_set_asgi_app` once, with the application that it or vLLM made. Should a Ray of
+    another version not do so, the health check fails and the replica never gets a request.
+    """
+
+    guard_config: GuardConfig
+    guard_root: str
+
+    def _set_asgi_app(self, app: Any) -> None:
+        config, root = self.guard_config, self.guard_root
+        limiter = SharedLimiter(uuid.uuid4().hex, root)
+        guard = Guard(app, config, KeyTable(root), limiter, Ledger(root, config.prices))
+        super()._set_asgi_app(guard)  # type: ignore[misc]
+
+    async def check_health(self) -> None:
+        """Raise if the application stands without its guard."""
+        if not isinstance(getattr(self, "app", None), Guard):
+            raise RuntimeError("the guard is not in front of the application")
+        await super().check_health()  # type: ignore[misc]
+
+
+def guarded_class(base: type, config: GuardConfig, root: str) -> type:
+    """`base` with its guard, under its own name: Ray finds routes and deployments by that."""
+    made = type(base.__name__, (Guarded, base), {"guard_config": config, "guard_root": root})
+    made.__qualname__ = base.__qualname__
+    return made

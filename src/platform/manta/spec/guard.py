@@ -1,0 +1,52 @@
+"""What an LLM application may say about its guard: `guard` beside `llm_configs` in its args."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from manta.spec.loading import Spec
+
+
+class Limits(Spec):
+    """What one key may use at most; None is no limit."""
+
+    requests_per_min: int | None = Field(None, ge=1)
+    tokens_per_min: int | None = Field(None, ge=1)
+    """Prompt and completion tokens together."""
+    concurrent_requests: int | None = Field(None, ge=1)
+    """Requests that are being answered, streams until their last byte."""
+    tokens_per_month: int | None = Field(None, ge=1)
+    """By calendar month in UTC."""
+
+
+class Price(Spec):
+    """What a model's tokens cost."""
+
+    prompt_usd_per_million: float = Field(0, ge=0)
+    completion_usd_per_million: float = Field(0, ge=0)
+
+
+class GuardConfig(Spec):
+    """Who may call an application, and how much at once. The defaults are closed."""
+
+    keys: Literal["required", "none"] = "required"
+    """`none` lets everyone in who reaches the port; the bounds below hold all the same."""
+    default_limits: Limits = Limits()
+    """For each thing that a key itself does not limit."""
+    max_requests_in_flight: int = Field(512, ge=1)
+    """Of one replica of the ingress, running and waiting; one more is refused at once."""
+    max_body_bytes: int = Field(4 * 2**20, ge=1)
+    max_prompt_chars: int = Field(1_000_000, ge=1)
+    """Over all prompts of one request."""
+    max_prompts: int = Field(64, ge=1)
+    """Prompts, inputs or documents of one request."""
+    max_choices: int = Field(16, ge=1)
+    """Largest `n` or `best_of`."""
+    body_timeout_s: float = Field(30, gt=0)
+    """Longest time that a client may take to send its request."""
+    request_timeout_s: float = Field(600, gt=0)
+    """Longest time from the request to the last byte of its answer."""
+    prices: dict[str, Price] = Field(default_factory=dict)
+    """Model → price, noted with each use; a model without one costs nothing."""
