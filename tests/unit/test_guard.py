@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route
@@ -44,7 +46,10 @@ class Engine:
             Route("/new/route", lambda request: JSONResponse({}), methods=["GET", "POST", "PUT"]),
             Route("/metrics", lambda request: JSONResponse({})),
         ]
-        self.app = Starlette(routes=[*routes, Mount("/llm", routes=routes)])
+        as_ray_does = [Middleware(BaseHTTPMiddleware, dispatch=pass_on)]
+        self.app = Starlette(
+            routes=[*routes, Mount("/llm", routes=routes)], middleware=as_ray_does
+        )
 
     async def answer(self, request: Request) -> Any:
         body = await request.json()
@@ -71,6 +76,10 @@ class Engine:
             yield "data: [DONE]\n\n"
         finally:
             self.num_running -= 1
+
+
+async def pass_on(request: Request, call_next: Any) -> Any:
+    return await call_next(request)
 
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}

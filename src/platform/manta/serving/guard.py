@@ -41,6 +41,7 @@ POLL_S = 1.0
 FLUSH_S = 2.0
 """Between writes of use."""
 
+BODYLESS = ("GET", "HEAD")
 _UNLIMITED = Limits()
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Guard:
         self._ledger = ledger
         self._in_flight = 0
         self._tasks: list[asyncio.Task[None]] = []
-        self._first_look: asyncio.Task[Any] | None = None
+        self._first_look: asyncio.Task[None] | None = None
 
     def add_exception_handler(self, *arguments: Any) -> None:
         """Ray Serve teaches FastAPI applications its own exceptions this way."""
@@ -93,9 +94,13 @@ class Guard:
         if self._first_look is None:
             tasks = (self._watch_keys(), self._report())
             self._tasks = [asyncio.create_task(task) for task in tasks]
-            self._first_look = asyncio.create_task(asyncio.to_thread(self._table.refresh))
+            self._first_look = asyncio.create_task(self._look())
         if not self._first_look.done():
             await asyncio.shield(self._first_look)
+
+    async def _look(self) -> None:
+        if self._config.keys == "required":
+            await asyncio.gather(asyncio.to_thread(self._table.refresh), self._limiter.start())
 
     async def stop(self) -> None:
         """End the background work and write what is not yet written."""
@@ -154,6 +159,8 @@ class Guard:
 
     async def _question(self, scope: Scope, path: str, receive: Receive) -> Question:
         """The body, read whole and within its bounds."""
+        if scope["method"] in BODYLESS:
+            return Question(body=b"")
         most = self._config.max_body_bytes
         declared = _header(scope, b"content-length")
         if declared is not None and (not declared.isdigit() or int(declared) > most):
@@ -210,7 +217,8 @@ class Guard:
         limit_s = self._config.request_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                await self.app(scope, _again(body, receive), meter.send)
+                unread = scope["method"] in BODYLESS
+                await self.app(scope, receive if unread else _again(body, receive), meter.send)
         except TimeoutError:
             late = Refused(504, "timeout", f"no answer within {limit_s:g} s", kind="server_error")
             if meter.status is None:

@@ -20,6 +20,7 @@ from manta.serving.limits import Counter, Denial, month_of
 from manta.spec.guard import Limits
 
 ACTOR_TIMEOUT_S = 1.0
+START_TIMEOUT_S = 60.0
 NAMESPACE = "manta"
 BUDGET_REFRESH_S = 10.0
 
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 class Limiter(Protocol):
     """Who is asked whether a request fits."""
+
+    async def start(self) -> None:
+        """Get ready; returns when the first request can be asked for."""
 
     async def acquire(
         self, grant_id: str, key_id: str, limits: Limits, num_tokens: int
@@ -47,6 +51,9 @@ class LocalLimiter:
     def __init__(self, replica: str, counter: Counter | None = None) -> None:
         self.counter = counter or Counter()
         self._replica = replica
+
+    async def start(self) -> None:
+        """Nothing to get ready."""
 
     async def acquire(
         self, grant_id: str, key_id: str, limits: Limits, num_tokens: int
@@ -127,6 +134,14 @@ class SharedLimiter:
         self._alone = LocalLimiter(replica)
         self._away = False
 
+    async def start(self) -> None:
+        """Wait until the actor runs: its process takes seconds to start."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._counter().heartbeat.remote(self._replica)
+        except Exception as error:  # requests are answered without it
+            self._note(error)
+
     async def acquire(
         self, grant_id: str, key_id: str, limits: Limits, num_tokens: int
     ) -> Denial | None:
@@ -136,8 +151,6 @@ class SharedLimiter:
                 answer = await self._counter().acquire.remote(
                     grant_id, key_id, limits, num_tokens, self._replica
                 )
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # whatever Ray raises while the actor starts again
             self._note(error)
             return await self._alone.acquire(grant_id, key_id, limits, num_tokens)
