@@ -105,7 +105,7 @@ def autoscaler_text(cluster: ClusterRecord) -> str:
 
 
 def autoscaler_events(cluster: ClusterRecord) -> list[str]:
-    """What the autoscaler did, oldest first: time (UTC) and words; repeats once."""
+    """What the autoscaler did, oldest first: time (UTC) and words; of repeats the last."""
     # Not /api/v0/cluster_events: it fails now and then while events come in.
     jobs: dict[str, list[dict[str, Any]]] = get(cluster, "/events")["data"]["events"]
     events = sorted(
@@ -113,10 +113,10 @@ def autoscaler_events(cluster: ClusterRecord) -> list[str]:
         for event in (event for job in jobs.values() for event in job)
         if event.get("sourceType") == "AUTOSCALER" and event.get("severity") != "DEBUG"
     )
+    last = {message: at_s for at_s, message in events}
     return [
         f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S} {message}"
-        for index, (at_s, message) in enumerate(events)
-        if index == 0 or events[index - 1][1] != message
+        for message, at_s in sorted(last.items(), key=lambda item: item[1])
     ]
 
 

@@ -6,9 +6,12 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from manta.cluster import dashboard, tunnel
+import yaml
+
+from manta.cluster import dashboard, launcher, tunnel
 from manta.cluster.dashboard import Node
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
@@ -136,9 +139,22 @@ def _planned(cluster: ClusterRecord) -> tuple[Cluster | None, Catalog]:
     assert cluster.launched
     try:
         catalog = load_catalog([*default_paths(), *cluster.launched.prices])
-        return read_cluster(cluster.launched.config, catalog), catalog
+        planned = read_cluster(cluster.launched.config, catalog)
+        return _with_resources(planned, Path(cluster.launched.config)), catalog
     except InputError:
         return None, Catalog()
+
+
+def _with_resources(planned: Cluster, config: Path) -> Cluster:
+    """On-premise, what a host holds stands in the derived file, and no catalogue has it."""
+    if planned.provider != launcher.ON_PREMISE:
+        return planned
+    types = yaml.safe_load(config.read_text())["available_node_types"]
+    nodes = (
+        replace(node, resources=types.get(node.name, {}).get("resources") or node.resources)
+        for node in planned.node_types
+    )
+    return replace(planned, node_types=tuple(nodes))
 
 
 def _section(text: str, title: str) -> list[str]:
