@@ -13,6 +13,10 @@ import psutil
 import pytest
 from terminal import MANTA, RAY, Terminal, controller, end_controller, new_terminal, until
 
+from manta import state as states
+from manta.jobs import queries
+from manta.state import State
+
 
 @pytest.fixture
 def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
@@ -23,13 +27,18 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     end_controller(shell, signal.SIGKILL)
 
 
+def _state(terminal: Terminal) -> State:
+    return states.open_state(f"sqlite:///{terminal.home}/state.db")
+
+
 def status(terminal: Terminal, job: str) -> str:
-    found = {j["id"]: j["status"] for j in terminal.json("jobs")}
-    return str(found.get(job))
+    """Read where the commands read, without their start-up."""
+    found = queries.find(_state(terminal), job)
+    return str(found.state) if found else ""
 
 
 def events(terminal: Terminal, job: str) -> list[str]:
-    return [event["kind"] for event in terminal.json("events", job)]
+    return [event.kind for event in queries.events_of(_state(terminal), job_id=job)]
 
 
 def cluster_pid(terminal: Terminal) -> int:

@@ -72,7 +72,7 @@ def sent(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
     place.submit("killed", "kill -9 $$")
     place.submit("slow", "sleep 600", timeout_s=1.5)
     place.submit("late", "sleep 600", deadline_s=4)
-    broken = {"pip": [f"{folder}/there-is-no.whl"]}
+    broken = {"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"}  # which nobody has put there
     place.submit("environment", "true", runtime_env_passthrough=broken)
     return place
 

@@ -29,6 +29,12 @@ def ray_job(**changes: Any) -> RayJob:
     return RayJob(**(values | changes))
 
 
+UNEXPECTED = """\
+Job supervisor actor died: The actor died unexpectedly before finishing this task.
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit \
+detail: Worker unexpectedly exits with a connection error code 2. End of file. There are some \
+potential root causes. (1) The process is killed by SIGKILL by OOM killer due to high memory \
+usage. (2) ray stop --force is called. (3) The worker is crashed unexpectedly due to SIGSEGV."""
 DIED = {"error_type": "JOB_SUPERVISOR_ACTOR_DIED", "exit_code": None}
 
 
@@ -45,6 +51,7 @@ DIED = {"error_type": "JOB_SUPERVISOR_ACTOR_DIED", "exit_code": None}
         (DIED | {"message": "The actor died because its node has died."}, Cause.NODE_LOST),
         (DIED | {"message": "the node was preempted"}, Cause.PREEMPTED),
         (DIED | {"message": "something else"}, Cause.UNKNOWN),
+        (DIED | {"message": UNEXPECTED}, Cause.UNKNOWN),
         ({"error_type": "RUNTIME_ENV_SETUP_FAILURE", "exit_code": None}, Cause.ENVIRONMENT),
         (
             {"error_type": "JOB_SUPERVISOR_ACTOR_START_TIMEOUT", "exit_code": None},

@@ -21,6 +21,7 @@ from manta.jobs import policy, queries, store
 from manta.jobs.lease import Lease, LeaseLost
 from manta.jobs.model import Cause, JobState, check_id, submission_id
 from manta.jobs.policy import Outcome
+from manta.jobs.view import View
 from manta.state import State
 
 
@@ -212,6 +213,26 @@ def test_after_running_out_of_memory_the_next_attempt_gets_the_larger_shape(
         end(state, lease, "a", cause)
     sizes = [int(text.split('"memory_bytes":')[1].split(",")[0]) for text in given]
     assert sizes == [0, 10, 10, 20]
+
+
+def test_the_controllers_view_follows_what_others_write(state: State, lease: Lease) -> None:
+    view = View(state)
+    view.refresh()
+    job, _ = store.submit(state, request("a"), "ann")
+    view.refresh()
+    assert [waiting.id for waiting in view.waiting] == ["a"]
+    job, attempt = store.begin_attempt(state, lease, job, cluster="local", cluster_id="c1")
+    view.refresh()
+    assert (len(view.waiting), view.attempt(view.active["a"]).started_at) == (0, None)
+    store.mark_running(state, lease, job, attempt, at=5.0, node_id="n")
+    view.refresh()
+    assert view.attempt(view.active["a"]).started_at == 5.0, "time-outs count from it"
+    end(state, lease, "a", Cause.NODE_LOST)
+    view.refresh()
+    assert (len(view.waiting), len(view.active)) == (1, 0)
+    store.ask_stop(state, "a", "ann", "enough")
+    view.refresh()
+    assert (len(view.waiting), len(view.active)) == (0, 0)
 
 
 def test_a_state_of_another_schema_version_is_refused_in_one_line(tmp_path: Path) -> None:

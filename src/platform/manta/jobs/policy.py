@@ -45,7 +45,8 @@ _SIGNS: tuple[tuple[Cause, re.Pattern[str]], ...] = (
     (Cause.PREEMPTED, re.compile(r"preempt|AUTOSCALER_DRAIN_(PREEMPTED|TERMINATED)", re.I)),
     (
         Cause.OUT_OF_MEMORY,
-        re.compile(r"OutOfMemoryError|running low on memory|OOM[- ]?kill|^MemoryError", re.M),
+        # Not "OOM killer": Ray names it among the guesses of every actor that died unexpectedly.
+        re.compile(r"OutOfMemoryError|running low on memory|^MemoryError", re.M),
     ),
     (
         Cause.NODE_LOST,

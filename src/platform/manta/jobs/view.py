@@ -42,7 +42,9 @@ class View:
     def put(self, job: Job) -> None:
         """Take in one job that was just written."""
         self.waiting.remove(job.id)
-        self.active.pop(job.id, None)
+        before = self.active.pop(job.id, None)
+        if before is not None and before.state is not job.state:
+            self._attempts.pop(job.id, None)  # it has started meanwhile
         if job.state.on_cluster:
             self.active[job.id] = job
         else:
