@@ -367,7 +367,28 @@ def test_a_stream_holds_its_slot_until_its_end_and_a_client_that_goes_away_frees
             await here.guards[0].stop()
             (used,) = here.used()
             assert used[0] == 2
-            assert used[2] >= 3 + 1  # what had been streamed counts
+            assert used[2] >= 3 + 1  # what had been streamed counts too
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_leaving_before_the_end_is_not_free(tmp_path: Path, stream: bool) -> None:
+    async def check() -> None:
+        async with lab(tmp_path) as here:
+            client = here.client(here.key(limits=Limits(tokens_per_min=1000)))
+            here.engine.hold.clear()
+            body = ask(prompt="x" * 2700, stream=stream)  # about 900 tokens
+            one = asyncio.create_task(client.post("/v1/completions", json=body))
+            while not here.engine.num_running:
+                await asyncio.sleep(0.01)
+            one.cancel()
+            await asyncio.gather(one, return_exceptions=True)
+            here.engine.hold.set()
+            assert (await client.post("/v1/completions", json=body)).status_code == 429
+            await here.guards[0].stop()
+            (used,) = here.used()
+            assert used[1] > 900
 
     asyncio.run(check())
 

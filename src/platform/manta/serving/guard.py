@@ -180,10 +180,11 @@ class Guard:
     ) -> None:
         """Within the key's limits, and whatever happens its use is noted and its slot freed."""
         limits = _limits(key, self._config.default_limits) if key else _UNLIMITED
+        meter = Meter(send, asked)
         if key is None or limits == _UNLIMITED:
-            await self._metered(key, asked, scope, receive, send)
+            await self._metered(key, asked, scope, receive, meter)
             return
-        grant_id, num_tokens = uuid.uuid4().hex, 0
+        grant_id = uuid.uuid4().hex
         estimate = asked.num_prompt_tokens + asked.max_completion_tokens
         try:
             denial = await self._limiter.acquire(grant_id, key.id, limits, estimate)
@@ -195,23 +196,21 @@ class Guard:
                     kind=denial.code,
                     retry_after_s=denial.retry_after_s,
                 )
-            num_tokens = await self._metered(key, asked, scope, receive, send)
+            await self._metered(key, asked, scope, receive, meter)
         finally:  # a cancelled `acquire` may have been granted: finishing it is always right
-            self._limiter.finish(grant_id, num_tokens)
+            self._limiter.finish(grant_id, sum(meter.tokens()))
 
     async def _metered(
-        self, key: Key | None, asked: Question, scope: Scope, receive: Receive, send: Send
-    ) -> int:
-        meter = Meter(send, asked)
+        self, key: Key | None, asked: Question, scope: Scope, receive: Receive, meter: Meter
+    ) -> None:
         try:
             await self._answer(_inner(scope, asked.body), asked.body, receive, meter)
         finally:
-            tokens = meter.tokens()
-            if key is not None and meter.status is not None and scope["method"] == "POST":
-                # Not by whatever name a client makes up: those that were refused share one.
-                served = meter.status < 400
-                self._ledger.add(key.id, (asked.model or "") if served else "", *tokens)
-        return sum(tokens)
+            if key is not None and scope["method"] not in BODYLESS:
+                # Not by whatever name a client makes up: those that were not served share one.
+                served = meter.status is not None and meter.status < 400
+                model = (asked.model or "") if served else ""
+                self._ledger.add(key.id, model, *meter.tokens())
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, meter: Meter) -> None:
         limit_s = self._config.request_timeout_s

@@ -63,13 +63,13 @@ class Meter:
     def tokens(self) -> tuple[int, int]:
         """Prompt and completion tokens of the answer.
 
-        A stream that was cut ends before the engine says what it counted; then the prompt counts
-        as estimated, and each event as a token.
+        What was cut ends before the engine says what it counted; then the prompt counts as
+        estimated, and each event of a stream as a token. Leaving early must not be free.
         """
         if self._usage is not None:
             used = self._usage
             return _number(used, "prompt_tokens"), _number(used, "completion_tokens")
-        if self._is_stream and self.status == 200:
+        if self.status is None or (self._is_stream and self.status == 200):
             return self._question.num_prompt_tokens, self._num_events
         return 0, 0
 
