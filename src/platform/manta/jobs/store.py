@@ -217,7 +217,8 @@ def end_attempt(
         kind = "requeued" if verdict.state is JobState.QUEUED else verdict.state.lower()
         text = f"attempt {attempt.number}"
         if cause:
-            text += f": {cause}: {_first_line(verdict.message)}"
+            said = _first_line(verdict.message)
+            text += f": {said}" if said.startswith(cause) else f": {cause}: {said}"
         if verdict.state is JobState.QUEUED and verdict.not_before > now():
             text += f"; next try in {verdict.not_before - now():.0f} s"
         return _move(connection, job, verdict.state, CONTROLLER, kind, text, **fields)
