@@ -25,8 +25,8 @@ from manta.jobs import queries, store
 from manta.jobs.model import JobRequest, JobState
 from manta.state import State
 
-NUM_JOBS = int(os.environ.get("MANTA_CHAOS_JOBS", "16"))
-NUM_KILLS = int(os.environ.get("MANTA_CHAOS_KILLS", "8"))
+NUM_JOBS = int(os.environ.get("MANTA_CHAOS_JOBS", "24"))
+NUM_KILLS = int(os.environ.get("MANTA_CHAOS_KILLS", "6"))
 
 
 @pytest.fixture
@@ -62,15 +62,17 @@ def test_a_controller_killed_at_random_moments_loses_nothing_and_runs_nothing_tw
         f"twice {sum(n > attempts[i] for i, n in started.items())}; "
         f"logs with their end {logs} of {min(10, len(jobs))}"
     )
-    assert num_kills == NUM_KILLS
+    assert num_kills >= min(3, NUM_KILLS), "all had ended before it was killed: give it more jobs"
     assert ended == {"SUCCEEDED": NUM_JOBS}
     assert started == attempts, "each ran exactly as often as its attempts say"
     assert logs == min(10, len(jobs))
 
 
 def _kill_while_they_run(terminal: Terminal, state: State, chance: random.Random) -> int:
-    """Start a controller and kill it, NUM_KILLS times, at moments that spread over the run."""
+    """Start a controller and kill it, while jobs are left, at most NUM_KILLS times; how often."""
     for number in range(NUM_KILLS):
+        if not _num_unfinished(state):
+            return number
         process = subprocess.Popen(
             [MANTA, "queue"],
             env=terminal.environment,
@@ -81,7 +83,6 @@ def _kill_while_they_run(terminal: Terminal, state: State, chance: random.Random
         time.sleep(chance.uniform(0.0, 2.0))
         process.kill()
         process.wait()
-        assert _num_unfinished(state), f"all had ended after {number} kills: give it more jobs"
     return NUM_KILLS
 
 

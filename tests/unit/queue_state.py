@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,34 +32,24 @@ def request(job_id: str = "a", **changes: Any) -> JobRequest:
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """The URL of an empty database on a server of its own; skips, with the reason, without one."""
-    if find_spec("psycopg") is None:
-        pytest.skip("no PostgreSQL driver: psycopg is not installed")
+    """The socket folder of a PostgreSQL server of its own; skips, with the reason, without one."""
     programs = [Path(p) for p in Path("/usr/lib/postgresql").glob("*/bin") if Path(p).is_dir()]
     if not programs and not (found := shutil.which("initdb")):
         pytest.skip("no PostgreSQL server on this machine")
     folder = programs[-1] if programs else Path(str(found)).parent
     with tempfile.TemporaryDirectory(prefix="m-pg-", dir="/tmp") as home:
-        user = ["-u", "nobody"] if os.getuid() == 0 else []
-        if user:
+        run = []
+        if os.getuid() == 0:  # which PostgreSQL refuses to run as
             os.chown(home, 65534, 65534)
-        run = ["runuser", *user, "--"] if user else []
+            run = ["runuser", "-u", "nobody", "--"]
         data, log = f"{home}/data", f"{home}/log"
         start = ["start", "-w", "-l", log, "-o", f"-c listen_addresses= -k {home}"]
-        subprocess.run(
-            [*run, folder / "initdb", "-D", data, "-U", "manta", "-A", "trust"],
-            check=True,
-            capture_output=True,
-            cwd=home,
-        )
-        subprocess.run(
-            [*run, folder / "pg_ctl", "-D", data, *start],
-            check=True,
-            capture_output=True,
-            cwd=home,
-        )
+        initdb = [*run, folder / "initdb", "-D", data, "-U", "manta", "-A", "trust"]
+        control = [*run, folder / "pg_ctl", "-D", data]
+        subprocess.run(initdb, check=True, capture_output=True, cwd=home)
+        subprocess.run([*control, *start], check=True, capture_output=True, cwd=home)
         try:
-            yield f"postgresql+psycopg://manta@/postgres?host={home}"
+            yield home
         finally:
-            stop = [*run, folder / "pg_ctl", "-D", data, "stop", "-m", "immediate"]
+            stop = [*control, "stop", "-m", "immediate"]
             subprocess.run(stop, check=False, capture_output=True, cwd=home)
