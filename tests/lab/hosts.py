@@ -214,11 +214,13 @@ class Lab:
                 start_new_session=True,
                 env=_clean_environment(),
             )
+        (folder / "pid").write_text(
+            str(process.pid)
+        )  # first, so that `down` ends it whatever follows
         os.close(is_ready)
         with os.fdopen(ready) as stream:
             said = stream.readline()  # not to the end: unshare itself keeps the pipe open
         assert said.strip() == "ready", (folder / "log").read_text()[-2000:]
-        (folder / "pid").write_text(str(process.pid))
 
     def _wait_for_sshd(self, host: Host) -> None:
         deadline = time.monotonic() + START_S
