@@ -39,6 +39,8 @@ MODEL, TOKENS = "bench", 64
 REQUESTS = {1: 16, 16: 96}
 """Clients → requests of one repetition, over all clients."""
 START_TIMEOUT_S = 600
+HEADERS: dict[str, str] = {}
+"""Sent with each request: the API key, once there is one."""
 SWITCHES = (
     "RAY_SERVE_ENABLE_HA_PROXY",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED",
@@ -86,6 +88,9 @@ def measure(repetitions: int) -> dict[str, Any]:
         bare_start_s = time.perf_counter() - began
         endpoint, endpoint_start_s = stack.enter_context(platform(folder, config))
         urls = {"bare": bare, "endpoint": endpoint}
+        # The same for both; the bare server does not look at it.
+        key = (folder / "home" / "clusters" / "local" / "api_key").read_text().strip()
+        HEADERS["Authorization"] = f"Bearer {key}"
         for url in urls.values():
             ask(url, 16, 32)  # warm
         runs = [
@@ -156,7 +161,9 @@ def percentile_ms(seconds: Sequence[float], percent: int) -> float:
 async def _ask_all(url: str, clients: int, requests: int) -> list[Stream]:
     numbers = iter(range(requests))
     limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(timeout=120, limits=limits, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        timeout=120, limits=limits, trust_env=False, headers=HEADERS
+    ) as client:
 
         async def work() -> list[Stream]:
             return [await _ask(client, url, number) for number in numbers]

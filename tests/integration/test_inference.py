@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import stat
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
+import openai
 import pyarrow.parquet as pq
 import pytest
 import tiny_model
@@ -73,6 +79,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         "PYTHONPATH": str(folder),  # the cluster's workers find the test's own applications here
     }
     (folder / "hello.py").write_text(HELLO)
+    (folder / "words.py").write_text(WORDS)
     tiny_model.write(str(folder / "storage"), "tiny")
     up = subprocess.run(
         [MANTA, "up", "--ports", "auto", "--timeout-s", "300", "--json"],
@@ -107,6 +114,30 @@ class Hello:
 
 def app(args):
     return Hello.bind(args["text"])
+"""
+
+
+WORDS = """
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+from ray import serve
+from manta import storage
+from manta.serving.ingress import guarded_class
+from manta.spec.guard import GuardConfig
+
+api = FastAPI()
+
+class Words:
+    @api.post("/v1/completions")
+    def answer(self):
+        lines = [b'data: {"choices": [{"text": "a"}]}\\n\\n', b'data: {"choices": [], "usage": '
+                 b'{"prompt_tokens": 3, "completion_tokens": 1}}\\n\\n']
+        return StreamingResponse(iter(lines), media_type="text/event-stream")
+
+def app(args):
+    ingress = serve.ingress(api)(guarded_class(Words, GuardConfig(), storage.root()))
+    options = {"num_cpus": 0.1}
+    return serve.deployment(ingress, num_replicas=3, ray_actor_options=options).bind()
 """
 
 
@@ -258,6 +289,34 @@ def test_a_dry_run_prints_the_plain_command_and_changes_nothing(lab: Lab) -> Non
     assert apps(lab) == before
 
 
+def test_the_limit_of_a_streaming_client_holds_over_three_replicas(lab: Lab) -> None:
+    options = ("--requests-per-min", "40", "--json")
+    key = json.loads(lab(MANTA, "keys", "make", "many", *options))["secret"]
+    app = {"name": "words", "route_prefix": "/words", "import_path": "words:app"}
+    deploy(lab, "words", app)
+    url = f"{lab.record['serve_url']}/words/v1/completions"
+    with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+
+        def ask(_: object) -> httpx.Response:
+            return client.post(url, json={"prompt": "a", "stream": True})
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(ask, range(120)))
+    codes = [answer.status_code for answer in answers]
+    assert (codes.count(200), codes.count(429)) == (40, 80)
+    assert '"usage"' not in "".join(answer.text for answer in answers)
+
+    def used() -> tuple[int, int]:
+        rows = json.loads(lab(MANTA, "keys", "usage", "--json"))
+        own = [row for row in rows if row["name"] == "many"]
+        return sum(r["prompt_tokens"] for r in own), sum(r["completion_tokens"] for r in own)
+
+    poll("use of all replicas", lambda: used() == (3 * 40, 40), timeout_s=20)
+    written = list(lab.storage.glob("usage/*/*.json"))
+    assert len(written) > 1, "one replica answered everything: nothing was shown"
+    lab(MANTA, "undeploy", "words")
+
+
 def test_the_projects_serve_config_answers_a_streaming_client(lab: Lab) -> None:
     deploy(lab, "one", hello("one", "first"))
     config = yaml.safe_load((REPOSITORY / "serve_apps" / "llm.yaml").read_text())
@@ -275,17 +334,118 @@ def test_the_projects_serve_config_answers_a_streaming_client(lab: Lab) -> None:
     refusal = lab(PYTHON, "jobs/ask.py", "--config", lab.write("ask.yaml", unknown), ok=2)
     assert "model `other` is not served" in refusal
     assert "set model to one of: served" in refusal
-    assert chunks(lab) > 1
+    stranger = lab.environment | {"OPENAI_API_KEY": "manta_nobody"}
+    asked = ("jobs/ask.py", "--config", lab.write("ask.yaml", question))
+    refusal = replace(lab, environment=stranger)(PYTHON, *asked, ok=2)
+    assert "does not take the API key" in refusal
+
+    guard = Guarded(lab)
+    guard.no_route_opens_without_a_key()
+    guard.use_is_counted_and_limits_hold()
+    guard.a_client_that_goes_away_frees_its_slot()
+    guard.a_revoked_key_is_refused_within_two_seconds()
+    guard.no_key_is_in_a_log_or_a_process_list()
 
     lab(MANTA, "undeploy", "llm")
     assert get(f"{lab.record['serve_url']}/one") == "first"
 
 
-def chunks(lab: Lab) -> int:
-    """How many pieces a streamed answer of 12 tokens came in."""
-    import openai
+class Guarded:
+    """The served application, as holders of keys and others see it."""
 
-    client = openai.OpenAI(base_url=f"{lab.record['serve_url']}/v1", api_key="none", max_retries=0)
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.url = lab.record["serve_url"]
+        owned = Path(lab.record["token_path"]).with_name("api_key")
+        assert stat.S_IMODE(owned.stat().st_mode) == 0o600
+        self.owners_key = owned.read_text().strip()
+
+    def key(self, name: str, *options: str) -> str:
+        return json.loads(self.lab(MANTA, "keys", "make", name, *options, "--json"))["secret"]
+
+    def client(self, key: str) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+    def usage(self, name: str) -> tuple[int, int]:
+        """Requests and completion tokens of a key."""
+        rows = json.loads(self.lab(MANTA, "keys", "usage", "--json"))
+        own = [row for row in rows if row["name"] == name]
+        return sum(r["num_requests"] for r in own), sum(r["completion_tokens"] for r in own)
+
+    def no_route_opens_without_a_key(self) -> None:
+        headers = {"Authorization": f"Bearer {self.owners_key}"}
+        told = httpx.get(f"{self.url}/openapi.json", headers=headers)
+        routes = [(m, path) for path, ms in told.json()["paths"].items() for m in ms]
+        assert ("post", "/v1/chat/completions") in routes
+        for method, path in [*routes, ("get", "/docs"), ("get", "/metrics"), ("get", "/x")]:
+            for key in ({}, {"Authorization": "Bearer manta_0"}):
+                answer = httpx.request(method, self.url + path, headers=key)
+                assert answer.status_code == 401, (method, path)
+                assert answer.json()["error"]["code"] == "invalid_api_key"
+
+    def use_is_counted_and_limits_hold(self) -> None:
+        client = self.client(self.key("counted", "--requests-per-min", "2"))
+        until_known(client)
+        assert num_chunks(client) > 1
+        with pytest.raises(openai.RateLimitError) as caught:
+            num_chunks(client)
+        assert 0 < int(caught.value.response.headers["retry-after"]) <= 61
+        assert caught.value.code == "rate_limit_exceeded"
+        poll("use written", lambda: self.usage("counted") == (1, 12), timeout_s=20)
+
+    def a_client_that_goes_away_frees_its_slot(self) -> None:
+        client = self.client(self.key("leaver", "--concurrent-requests", "1"))
+        until_known(client)
+        stream = client.completions.create(
+            model="served",
+            prompt="import ",
+            max_tokens=240,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        next(iter(stream))
+        stream.close()
+        poll("free slot", lambda: not raises(openai.RateLimitError, client.models.list), 2)
+        poll("use written", lambda: 0 < self.usage("leaver")[1] < 240, timeout_s=20)
+
+    def a_revoked_key_is_refused_within_two_seconds(self) -> None:
+        client = self.client(self.key("revoked", "--model", "served"))
+        until_known(client)
+        self.lab(MANTA, "keys", "revoke", "revoked")
+        poll("refusal", lambda: raises(openai.AuthenticationError, client.models.list), 2)
+
+    def no_key_is_in_a_log_or_a_process_list(self) -> None:
+        secret = re.compile(rb"manta_[0-9a-f]{12}_[A-Za-z0-9_-]{43}")
+        assert secret.fullmatch(self.owners_key.encode())
+        logs = [f for f in Path(self.lab.record["temp_dir"]).rglob("*") if f.is_file()]
+        assert any("serve" in file.parts for file in logs)
+        assert [f for f in logs if secret.search(f.read_bytes())] == []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                assert not secret.search(file.read_bytes()), file
+
+
+def until_known(client: openai.OpenAI) -> None:
+    poll("open door", lambda: not raises(openai.AuthenticationError, client.models.list), 2)
+
+
+def raises(kind: type[Exception], call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except kind:
+        return True
+    return False
+
+
+def poll(what: str, ready: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
+        time.sleep(0.1)
+
+
+def num_chunks(client: openai.OpenAI) -> int:
+    """How many pieces a streamed answer of 12 tokens came in."""
     stream = client.completions.create(
         model="served",
         prompt="import ",

@@ -19,12 +19,15 @@ from manta.check.rules import (
     unknown_keys,
 )
 from manta.check.serve import applications
+from manta.spec.guard import GuardConfig, Limits
 from manta.spec.loading import Path_
 from manta.spec.serve import Application
 
 _GROUP_KEYS = frozenset({"bundles", "strategy", "bundle_per_worker"})
 _LLM = {
-    "": LLM_KEYS["LLMServingArgs"],
+    "": LLM_KEYS["LLMServingArgs"] | {"guard"},
+    "guard": frozenset(GuardConfig.model_fields),
+    "guard.default_limits": frozenset(Limits.model_fields),
     "llm_configs": LLM_KEYS["LLMConfig"],
     "llm_configs.model_loading_config": LLM_KEYS["ModelLoadingConfig"],
     "llm_configs.lora_config": LLM_KEYS["LoraConfig"],

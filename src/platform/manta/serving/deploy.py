@@ -13,13 +13,14 @@ from manta.cluster import dashboard
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
 from manta.serving import config as configs
+from manta.serving import owner
 from manta.serving.config import ServeConfig
+from manta.serving.owner import BUILDER
 from manta.serving.plan import App, Deployment, DeployPlan, ServeState, plan_deploy, plan_undeploy
 from manta.workloads import layout
 
 API = "/api/serve/applications/"
 POLL_S = 0.5
-BUILDER = "manta.serving.llm:build_openai_app"
 MODELS_VARIABLE = "MANTA_MODEL_CONTENT"
 KEPT_OPTIONS = ("proxy_location", "target_capacity")
 """Top-level options that a deploy without them would reset."""
@@ -60,6 +61,9 @@ def execute(cluster: ClusterRecord, plan: DeployPlan, say: Say, timeout_s: float
     Interrupting the wait leaves the deploy going.
     """
     started = time.time()
+    sent = plan.body_passthrough["applications"]
+    if any(app["name"] in plan.names and owner.is_guarded(app) for app in sent):
+        say(f"callers need an API key; yours is in {owner.ensure_key(cluster)}")
     dashboard.put(cluster, API, plan.body_passthrough, timeout_s=120)
     deadline = time.monotonic() + timeout_s
     seen: dict[str, App] = {}

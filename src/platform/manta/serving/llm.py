@@ -3,19 +3,26 @@
 Used as `import_path: manta.serving.llm:build_openai_app` in a native Serve config. The arguments
 are Ray's own; only `model_source` may also be the name of a model that Manta trained, or the
 storage URL of a sealed model folder. Each node that serves it fetches and verifies its own copy.
+Beside them, `guard` (manta.spec.guard) says who may call; without it, who has an API key.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import ray
+from pydantic import ValidationError
 from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.llm._internal.serve.constants import RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING
 from ray.serve import Application
 from ray.serve.llm import build_openai_app as build_ray_openai_app
+from ray.serve.llm.ingress import OpenAiIngress
 
 from manta import storage
 from manta.errors import InputError
+from manta.serving.ingress import guarded_class
+from manta.spec.guard import GuardConfig
 from manta.workloads import layout
 
 
@@ -43,10 +50,51 @@ def build_openai_app(args: dict[str, Any]) -> Application:
     """Build the application, as Ray's builder does, from `llm_configs` with resolved sources.
 
     Raises:
-        InputError: a named model does not exist in the storage, or its folder is damaged.
+        InputError: a named model does not exist in the storage, its folder is damaged, or
+            `guard` says what it cannot say.
     """
+    guard = _guard_config(args.get("guard") or {})
     configs = [_resolve(config) for config in args.get("llm_configs", [])]
-    return build_ray_openai_app({**args, "llm_configs": configs})
+    ours = {**args, "llm_configs": configs}
+    ours.pop("guard", None)
+    return build_ray_openai_app(_guard(ours, guard))
+
+
+def _guard_config(value: Any) -> GuardConfig:
+    try:
+        return GuardConfig.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["guard", *map(str, first["loc"])])
+        raise InputError(f"{where}: {first['msg']}", "see docs/serving.md") from None
+
+
+def _guard(args: dict[str, Any], config: GuardConfig) -> dict[str, Any]:
+    """Put the guard into whichever class answers HTTP."""
+    if RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING:  # there is no ingress to stand in front of
+        if config.keys == "required":
+            raise InputError(
+                "direct streaming goes past the guard that asks for API keys",
+                "unset RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING, or write `guard: {keys: none}`",
+            )
+        return args
+    ingress = args.get("ingress_cls_config") or {}
+    base = _class(ingress.get("ingress_cls", OpenAiIngress))
+    return {
+        **args,
+        "ingress_cls_config": {
+            **ingress,
+            "ingress_cls": guarded_class(base, config, storage.root()),
+        },
+    }
+
+
+def _class(given: Any) -> type:
+    if isinstance(given, str):
+        module, _, name = given.replace(":", ".").rpartition(".")
+        given = getattr(importlib.import_module(module), name)
+    assert isinstance(given, type)
+    return given
 
 
 def _resolve(config: Any) -> Any:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import openai
@@ -37,12 +38,11 @@ class Answer:
 def ask_all(config: AskConfig) -> dict[str, str]:
     """Ask every prompt in turn, printing each answer as it comes."""
     url = config.url or f"{os.environ.get('MANTA_SERVE_URL', DEFAULT_URL)}/v1"
-    # The endpoint needs no key, but the client insists on one; retries would hide failures.
     client = openai.OpenAI(
         base_url=url,
-        api_key=os.environ.get("OPENAI_API_KEY", "none"),
+        api_key=_api_key(own=config.url is None),
         timeout=config.timeout_s,
-        max_retries=0,
+        max_retries=0,  # they would hide failures
     )
     _check_model(client, url, config.model)
     for prompt in config.prompts:
@@ -87,6 +87,21 @@ def ask(client: openai.OpenAI, config: AskConfig, prompt: str) -> Answer:
     )
 
 
+def _api_key(own: bool) -> str:
+    """`$OPENAI_API_KEY`, else for the cluster's own endpoint its owner's key.
+
+    That lies in a file beside the cluster's token, and not in the job's environment: Ray shows
+    the environment to everyone who may list jobs.
+    """
+    if given := os.environ.get("OPENAI_API_KEY"):
+        return given
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    beside = Path(token).with_name("api_key") if own and token else None
+    if beside is not None and beside.exists():
+        return beside.read_text().strip()
+    return "none"  # the client insists on one, an endpoint without a guard does not
+
+
 def _check_model(client: openai.OpenAI, url: str, model: str) -> None:
     """Raise InputError if nothing answers at `url` or it does not serve `model`."""
     try:
@@ -95,6 +110,11 @@ def _check_model(client: openai.OpenAI, url: str, model: str) -> None:
         raise InputError(
             f"nothing answers at {url} ({_reason(error)})",
             "deploy an endpoint with `manta deploy serve_apps/llm.yaml`, or set url",
+        ) from None
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        raise InputError(
+            f"{url} does not take the API key ({_reason(error)})",
+            "make one with `manta keys make`, and set OPENAI_API_KEY",
         ) from None
     except openai.OpenAIError as error:
         raise InputError(
