@@ -42,7 +42,7 @@ class Launcher:
     environment: Mapping[str, str]
     command: Sequence[str] = RAY
 
-    def run(self, *arguments: str, timeout_s: float = 120) -> Ended:
+    def run(self, *arguments: str, timeout_s: float = 400) -> Ended:
         """`ray ARGUMENTS` from the project's folder, its output without colours."""
         done = subprocess.run(
             [*self.command, *arguments],

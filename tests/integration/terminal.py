@@ -35,7 +35,7 @@ class Terminal:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert ok is None or result.returncode == ok, result.stdout + result.stderr
@@ -85,10 +85,10 @@ def end_controller(terminal: Terminal, number: int = signal.SIGTERM) -> None:
     process = controller(terminal)
     if process is not None:
         process.send_signal(number)
-        process.wait(timeout=20)
+        process.wait(timeout=90)
 
 
-def until(check: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
+def until(check: Callable[[], Any], what: str, timeout_s: float = 180) -> Any:
     """Poll `check` until it gives something true; returns that."""
     deadline = time.monotonic() + timeout_s
     while not (found := check()):

@@ -163,7 +163,7 @@ def _head(here: Launcher, instance_id: str, own_ray: str) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         head.terminate()
-        head.wait(timeout=30)
+        head.wait(timeout=120)
 
 
 def _own_ray(here: Launcher) -> str:
@@ -178,7 +178,7 @@ def _own_ray(here: Launcher) -> str:
     shutil.copytree(installed / "autoscaler", own / "autoscaler", dirs_exist_ok=True)
     environment = {**here.environment, "PYTHONPATH": str(own.parent)}
     for _ in range(2):  # `ray up` runs it again each time
-        subprocess.run(["bash", "-c", setup_command], env=environment, check=True, timeout=60)
+        subprocess.run(["bash", "-c", setup_command], env=environment, check=True, timeout=120)
     return str(own.parent)
 
 
@@ -202,7 +202,7 @@ def _turn_on(here: Launcher, node_type: str) -> None:
     (here.folder / "bootstrap.new").rename(here.folder / "bootstrap.json")
 
 
-def _until(ready: Callable[[], object], what: str, timeout_s: float = 60) -> None:
+def _until(ready: Callable[[], object], what: str, timeout_s: float = 300) -> None:
     deadline = time.monotonic() + timeout_s
     while not ready():
         assert time.monotonic() < deadline, f"no {what} within {timeout_s:g} s"

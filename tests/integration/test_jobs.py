@@ -70,7 +70,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_watch_it(terminal: Termin
     try:
         _wait_for_status(terminal, "long", "RUNNING")
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=90)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -153,7 +153,7 @@ def test_ctrl_c_in_a_run_leaves_its_job_and_the_run_can_go_on(
         job = str(ids[0]["submission_id"])
         _wait_for_status(terminal, job, "RUNNING")
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=90)
     finally:
         process.kill()
     assert f"manta logs -f {job}" in output

@@ -29,7 +29,7 @@ def test_a_program_submits_waits_and_reads_the_log(terminal: Terminal) -> None:
     (terminal.folder / "said.txt").write_text("from the file\n")
     job = client.submit("cat said.txt", working_dir=terminal.folder, job_id="py")
     assert client.submit("cat said.txt", working_dir=terminal.folder, job_id="py").seq == job.seq
-    assert client.wait("py", timeout_s=60).state is JobState.SUCCEEDED
+    assert client.wait("py", timeout_s=180).state is JobState.SUCCEEDED
     assert "from the file" in client.log("py")
     assert [event.kind for event in client.events("py")][-1] == "succeeded"
     assert [job.id for job in client.jobs(states=[JobState.SUCCEEDED])] == ["py"]
@@ -44,10 +44,10 @@ def test_a_job_that_is_stopped_ends_and_can_be_retried(terminal: Terminal) -> No
     with pytest.raises(MantaError, match=r"is (QUEUED|STARTING|RUNNING) after 0 s"):
         client.wait(job.id, timeout_s=0)
     client.stop(job.id)
-    assert client.wait(job.id, timeout_s=60).state is JobState.STOPPED
+    assert client.wait(job.id, timeout_s=180).state is JobState.STOPPED
     assert client.retry(job.id).state is JobState.QUEUED
     client.stop(job.id)
-    assert client.wait(job.id, timeout_s=60).state is JobState.STOPPED
+    assert client.wait(job.id, timeout_s=180).state is JobState.STOPPED
 
 
 def test_a_cluster_that_nobody_has_seen_is_refused(terminal: Terminal) -> None:

@@ -73,6 +73,14 @@ def test_up_goes_on_after_its_terminal_was_lost_and_tls_refuses_strangers(laptop
     variables = laptop.variables("tls")
     assert "local.cluster.node" in laptop.run("ray", "status", **variables).stdout
     assert not answers_to_strangers(laptop, head.address)
+    authority = laptop.home / ".manta/clusters/tls/tls-here/ca.crt"
+    before = authority.read_bytes()
+    words = ["manta", "up", str(file), "--yes", "--tls", "--timeout-s", "120"]
+    rotated = laptop.run(*words, timeout_s=200)
+    assert rotated.returncode == 0, rotated.stderr
+    assert authority.read_bytes() != before
+    assert len(laptop.workers("tls")) == 1
+    assert "local.cluster.node" in laptop.run("ray", "status", **variables).stdout
     down = laptop.run("manta", "down", "--name", "tls", "--yes")
     assert down.returncode == 0, down.stderr
     assert not (head.folder / "home/.manta-tls").exists()
