@@ -19,6 +19,8 @@ from queue_state import request
 
 from manta import state as states
 from manta.jobs import daemon, lease, queries, store
+from manta.jobs.controller import Controller, Options
+from manta.jobs.lease import LeaseLost
 from manta.state import State, StateError
 
 
@@ -106,6 +108,21 @@ def test_an_idle_controller_ends_and_one_whose_state_is_gone_does_too(home: Path
     until(lambda: pid_at_work(opened) == left.pid, "it has the lease")
     shutil.rmtree(home)
     left.wait(timeout=20)
+
+
+def test_a_controller_that_lost_its_lease_ends_without_another_write(state: State) -> None:
+    mine = lease.acquire(state)
+    assert mine is not None
+    controller = Controller(state, mine, Options())
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(controller.run)
+        time.sleep(0.3)
+        with state.write() as connection:  # what a successor's `acquire` does after an expiry
+            connection.execute(states.leases.update().values(holder="other 1 1", token=99))
+        store.submit(state, request("a"), "ann")
+        with pytest.raises(LeaseLost):
+            ended.result(timeout=20)
+    assert [event.kind for event in queries.events_of(state)] == ["submitted"]
 
 
 def test_a_full_disk_is_one_line_and_changes_nothing(state: State) -> None:

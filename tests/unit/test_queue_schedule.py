@@ -293,6 +293,7 @@ def test_a_job_leaves_a_cluster_that_is_away_for_the_next_that_can_hold_it() -> 
     ]
     assert spilled([both], rooms) == [("j1", "d", "it does not answer")]
     assert spilled([both], [room("a", answers=False)]) == []
+    assert spilled([both], [room("d", GPU=4)]) == [], "nobody has looked at a yet"
 
 
 def test_a_job_spills_over_after_its_patience_and_only_to_where_there_is_place_now() -> None:

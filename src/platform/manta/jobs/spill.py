@@ -25,7 +25,9 @@ def moves(
     for job in sorted(jobs, key=lambda job: (-job.priority, job.seq)):
         needs = needs_of[job.shape]
         room = rooms.get(job.cluster)
-        if room is None or not room.answers:
+        if room is None:
+            continue  # nobody has looked at it yet
+        if not room.answers:
             target = _first(job, books, needs, free=False)
             reason = "it does not answer"
         elif now >= job.queued_at + job.spill_after_s and books.lacking(job.cluster, needs):

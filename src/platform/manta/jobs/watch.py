@@ -137,7 +137,11 @@ def _resources(
     fresh = before is not None and now < before.resources_at + RESOURCES_PERIOD_S
     if before and fresh and before.cluster_id == found.cluster_id:
         return before.resources, before.resources_at
-    return fits.capacity(found, dashboard.nodes(found)), now
+    try:
+        return fits.capacity(found, dashboard.nodes(found)), now
+    except MantaError as error:  # another API than that of jobs: no reason to call it silent
+        log.info("%s", error)
+        return (before.resources, before.resources_at) if before else ({}, 0.0)
 
 
 def _is_alive(pid: int) -> bool:
