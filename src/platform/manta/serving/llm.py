@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.constants import RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING
 from ray.serve import Application
+from ray.serve.llm import LLMServer
 from ray.serve.llm import build_openai_app as build_ray_openai_app
 from ray.serve.llm.ingress import OpenAiIngress
 
@@ -71,13 +72,8 @@ def _guard_config(value: Any) -> GuardConfig:
 
 def _guard(args: dict[str, Any], config: GuardConfig) -> dict[str, Any]:
     """Put the guard into whichever class answers HTTP."""
-    if RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING:  # there is no ingress to stand in front of
-        if config.keys == "required":
-            raise InputError(
-                "direct streaming goes past the guard that asks for API keys",
-                "unset RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING, or write `guard: {keys: none}`",
-            )
-        return args
+    if RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING:  # the engine's own deployment, without an ingress
+        return {**args, "llm_configs": [_guard_server(one, config) for one in args["llm_configs"]]}
     ingress = args.get("ingress_cls_config") or {}
     base = _class(ingress.get("ingress_cls", OpenAiIngress))
     return {
@@ -87,6 +83,16 @@ def _guard(args: dict[str, Any], config: GuardConfig) -> dict[str, Any]:
             "ingress_cls": guarded_class(base, config, storage.root()),
         },
     }
+
+
+def _guard_server(llm_config: Any, config: GuardConfig) -> dict[str, Any]:
+    if not isinstance(llm_config, dict):
+        raise InputError(
+            f"{llm_config}: direct streaming with a guard needs the LLM config itself",
+            "write it in place of its path",
+        )
+    base = _class(llm_config.get("server_cls") or LLMServer)
+    return {**llm_config, "server_cls": guarded_class(base, config, storage.root())}
 
 
 def _class(given: Any) -> type:
