@@ -20,7 +20,7 @@ HEAD = (
     "ray start --head --port=6379 --num-cpus=0 --object-store-memory=100000000 "
     "--autoscaling-config=~/ray_bootstrap_config.yaml"
 )
-WORKER = "ray start --address=$RAY_HEAD_IP:6379 --num-cpus=2 --object-store-memory=100000000"
+WORKER = "export RAY_raylet_start_wait_time_s=120; ray start --address=$RAY_HEAD_IP:6379 --num-cpus=2 --object-store-memory=100000000"
 
 
 class Laptop:
@@ -34,7 +34,7 @@ class Laptop:
         self.environment = kept | {"HOME": str(self.home)}
 
     def run(
-        self, *words: str, timeout_s: float = 120, **environment: str
+        self, *words: str, timeout_s: float = 400, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run one of this Python's commands."""
         return subprocess.run(
@@ -101,7 +101,7 @@ class Laptop:
         states = ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING")
         return next((s for s in states if s in status.split(job.upper())[-1]), status), logs
 
-    def finished(self, name: str, job: str, timeout_s: float = 120) -> str:
+    def finished(self, name: str, job: str, timeout_s: float = 400) -> str:
         """The log of a job when it has succeeded."""
         said: list[tuple[str, str]] = []
 
@@ -169,7 +169,7 @@ def ask_everything(
     """What answers, asked by way of `words`, a command line prefix; without a token if none."""
     script = str(Path(__file__).with_name("probe.py"))
     asked = [*words, sys.executable, script, json.dumps(ports), json.dumps(routes), *token]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     found: list[list[Any]] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -9,7 +9,7 @@ from laptop import BIN, WORKER, Laptop, ray_processes, wait_until
 
 pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(1200),
 ]
 
 
@@ -26,7 +26,7 @@ def test_workers_that_cannot_join_are_named_with_step_and_log_and_nothing_is_lef
     keys.write_text("")
     broken = 'test "$(hostname)" != h1 || { echo no space left on this disk; exit 3; }'
     file = laptop.write("bad", max_workers=2, worker_setup_commands=[broken])
-    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "40", timeout_s=200)
+    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "40", timeout_s=600)
     assert done.returncode == 1
     assert "0 of 2 workers have joined" in done.stderr
     assert f"{unset_up.address} is not there; it is at step: set-up commands" in done.stderr
@@ -48,7 +48,7 @@ def test_a_head_that_cannot_be_reached_is_named_with_its_step(laptop):
     head = laptop.lab.hosts[0]
     laptop.lab.unplug(head)
     file = laptop.write("far")
-    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "6", timeout_s=200)
+    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "6", timeout_s=600)
     assert done.returncode == 1
     assert f"the head ({head.address}) failed at step 1 of 7, Waiting for SSH" in done.stderr
     laptop.lab.plug(head)
@@ -63,11 +63,11 @@ def test_up_goes_on_after_its_terminal_was_lost_and_tls_refuses_strangers(laptop
         laptop.lab.laptop(*words), env=laptop.environment, stdout=log, stderr=log
     )
     head = laptop.lab.hosts[0]
-    wait_until(lambda: ray_processes(laptop.lab, head), 60)
+    wait_until(lambda: ray_processes(laptop.lab, head), 300)
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert "starting" in laptop.run("manta", "status", "--name", "tls").stdout
-    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "120", timeout_s=200)
+    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "500", timeout_s=600)
     assert done.returncode == 0, done.stderr
     assert len(laptop.workers("tls")) == 1
     variables = laptop.variables("tls")
@@ -75,8 +75,8 @@ def test_up_goes_on_after_its_terminal_was_lost_and_tls_refuses_strangers(laptop
     assert not answers_to_strangers(laptop, head.address)
     authority = laptop.home / ".manta/clusters/tls/tls-here/ca.crt"
     before = authority.read_bytes()
-    words = ["manta", "up", str(file), "--yes", "--tls", "--timeout-s", "120"]
-    rotated = laptop.run(*words, timeout_s=200)
+    words = ["manta", "up", str(file), "--yes", "--tls", "--timeout-s", "500"]
+    rotated = laptop.run(*words, timeout_s=600)
     assert rotated.returncode == 0, rotated.stderr
     assert authority.read_bytes() != before
     assert len(laptop.workers("tls")) == 1
