@@ -20,7 +20,10 @@ HEAD = (
     "ray start --head --port=6379 --num-cpus=0 --object-store-memory=100000000 "
     "--autoscaling-config=~/ray_bootstrap_config.yaml"
 )
-WORKER = "export RAY_raylet_start_wait_time_s=120; ray start --address=$RAY_HEAD_IP:6379 --num-cpus=2 --object-store-memory=100000000"
+WORKER = (
+    "export RAY_raylet_start_wait_time_s=120; "  # four hosts share what may be two cores
+    "ray start --address=$RAY_HEAD_IP:6379 --num-cpus=2 --object-store-memory=100000000"
+)
 
 
 class Laptop:
