@@ -113,7 +113,9 @@ def print_job(state: State, job: Job, json: bool) -> None:
 
 def duration_s(job: Job) -> float | None:
     """Seconds from its first start until its end, or until now; None before it started."""
-    return (job.ended_at or time.time()) - job.started_at if job.started_at else None
+    if not job.started_at:
+        return None
+    return max(0.0, (job.ended_at or time.time()) - job.started_at)  # two machines' clocks
 
 
 def seconds(duration_s: float | None) -> str:
