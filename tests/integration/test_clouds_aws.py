@@ -145,6 +145,7 @@ def _head(here: Launcher, instance_id: str, own_ray: str) -> Iterator[str]:
         "RAY_NODE_TYPE_NAME": "head",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "AUTOSCALER_NODE_START_WAIT_S": "300",
+        "RAY_raylet_start_wait_time_s": "120",  # the machine may be busy
     }
     argv = ["start", "--head", "--block", "--num-cpus=0", "--node-ip-address=127.0.0.1"]
     argv += [f"--port={port}", f"--ray-client-server-port={_free_port()}"]
