@@ -26,7 +26,7 @@ def test_workers_that_cannot_join_are_named_with_step_and_log_and_nothing_is_lef
     keys.write_text("")
     broken = 'test "$(hostname)" != h1 || { echo no space left on this disk; exit 3; }'
     file = laptop.write("bad", max_workers=2, worker_setup_commands=[broken])
-    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "40", timeout_s=600)
+    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "90", timeout_s=600)
     assert done.returncode == 1
     assert "0 of 2 workers have joined" in done.stderr
     assert f"{unset_up.address} is not there; it is at step: set-up commands" in done.stderr
