@@ -61,6 +61,8 @@ def _putter(
     """What Ray calls with each local path: the counterpart of its own upload to a cluster."""
     from ray._private.runtime_env import packaging
 
+    packaging.default_logger.setLevel(logging.WARNING)  # it names every ignored file, each time
+
     def for_kind(*, parent: bool) -> Callable[..., None]:
         def put(path: str, excludes: list[str] | None, is_file: bool = False) -> None:
             if is_file:
