@@ -121,7 +121,7 @@ def _tell(account: Account) -> Story:
             up=up,
             alive_after_up=after_up,
             ssh_calls=here.ssh_calls(),
-            running=alive(),
+            running={"head": after_up["head"]} | alive(),  # a slow head is given up by Ray
             rules=group["SecurityGroups"][0]["IpPermissions"],
             down=here.run("down", "--yes", file),
         )
