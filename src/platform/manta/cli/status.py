@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,12 @@ class Status:
     dashboard_url: str
     serve_url: str
     storage_url: str
-    num_processes: int
     nodes: list[Node]
     used: dict[str, float]
     jobs: list[RunningJob]
     apps: list[Application]
+    num_processes: int = 0
+    """Of a cluster on this machine."""
     outlook: Outlook | None = None
     """Of a cluster that Ray's launcher started, while it answers."""
     why: str = ""
@@ -83,20 +84,10 @@ def _look(known: ClusterRecord) -> Status:
         return _look_launched(known)
     health = local.health(known)
     up = health.state == "up"
-    return Status(
-        cluster=known.name,
-        state=health.state,
-        age_s=_age_s(known.started_at),
-        gcs_address=known.gcs_address,
-        dashboard_url=known.dashboard_url,
-        serve_url=known.serve_url,
-        storage_url=known.storage_url,
-        num_processes=health.num_processes,
-        nodes=dashboard.nodes(known) if up else [],
-        used=dashboard.used_resources(known) if up else {},
-        jobs=dashboard.running_jobs(known) if up else [],
-        apps=dashboard.applications(known) if up else [],
-    )
+    nodes = dashboard.nodes(known) if up else []
+    used = dashboard.used_resources(known) if up else {}
+    status = _status(known, health.state, nodes, used, answers=up)
+    return replace(status, num_processes=health.num_processes)
 
 
 def _look_launched(known: ClusterRecord) -> Status:
@@ -106,21 +97,27 @@ def _look_launched(known: ClusterRecord) -> Status:
     known, answers = reach.cluster, not reach.why
     nodes = dashboard.nodes(known) if answers else []
     seen = outlook.look(known, nodes) if answers else None
+    status = _status(known, reach.state, nodes, seen.used if seen else {}, answers=answers)
+    return replace(status, outlook=seen, why=reach.why)
+
+
+def _status(
+    known: ClusterRecord, state: str, nodes: list[Node], used: dict[str, float], *, answers: bool
+) -> Status:
+    from manta.cluster import dashboard
+
     return Status(
         cluster=known.name,
-        state=reach.state,
+        state=state,
         age_s=_age_s(known.started_at),
         gcs_address=known.gcs_address,
         dashboard_url=known.dashboard_url,
         serve_url=known.serve_url,
         storage_url=known.storage_url,
-        num_processes=0,
         nodes=nodes,
-        used=seen.used if seen else {},
+        used=used,
         jobs=dashboard.running_jobs(known) if answers else [],
         apps=dashboard.applications(known) if answers else [],
-        outlook=seen,
-        why=reach.why,
     )
 
 

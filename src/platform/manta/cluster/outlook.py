@@ -17,20 +17,13 @@ from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
 from manta.plan.clusters import Cluster, read_cluster
 from manta.plan.demand import Demand, Request, bundle_of
+from manta.plan.nodes import Pending
 from manta.plan.price import quote
 from manta.spec.catalog import Catalog, default_paths, load_catalog
 
 NUM_EVENTS = 8
 _DEMAND = re.compile(r"^ (\{.*\}): (\d+)\+? (.+)$")
 _USED = re.compile(r"^ ([\d.]+)/([\d.]+) (\S+)$")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """Work that no node takes yet."""
-
-    what: str
-    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +42,7 @@ class Outlook:
     used: dict[str, float]
     pending_nodes: tuple[str, ...]
     failures: tuple[str, ...]
-    waiting: tuple[Waiting, ...]
+    waiting: tuple[Pending, ...]
     events: tuple[str, ...]
     cost: Cost
 
@@ -96,15 +89,15 @@ def look(cluster: ClusterRecord, nodes: Sequence[Node]) -> Outlook:
 
 def waiting(
     lines: Sequence[str], planned: Cluster | None, catalog: Catalog
-) -> tuple[Waiting, ...]:
+) -> tuple[Pending, ...]:
     """Pending demands of the autoscaler's report, each with why Ray's scheduler leaves it."""
     found = []
     for shape, count, what in _matches(_DEMAND, lines):
         bundle = bundle_of({name: float(n) for name, n in _literal(shape).items()})
         asked = Demand(requests=(Request(bundle=bundle, count=min(int(count), 1000)),))
-        found.append(Waiting(what=f"{shape} × {count}, {what}", why=_why(asked, planned, catalog)))
+        found.append(Pending(what=f"{shape} × {count}, {what}", why=_why(asked, planned, catalog)))
     known = {line for line in lines if _DEMAND.match(line)}
-    others = [Waiting(what=line, why="") for line in _said([x for x in lines if x not in known])]
+    others = [Pending(what=line, why="") for line in _said([x for x in lines if x not in known])]
     return (*found, *others)
 
 
