@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,10 +96,11 @@ def job(environment: dict[str, str], tmp_path: Path):
         return Run(process.returncode, stdout, stderr)
 
     def start(command: list[str] | None = None, root: str | None = None, **parameters):
-        config = tmp_path / "prepare.yaml"
-        config.write_text(yaml.safe_dump({"name": "small", **parameters}))
+        handle, config = tempfile.mkstemp(".yaml", dir=tmp_path)  # several may run at a time
+        with os.fdopen(handle, "w") as file:
+            yaml.safe_dump({"name": "small", **parameters}, file)
         return subprocess.Popen(
-            [*(command or [sys.executable, SCRIPT]), "--config", str(config)],
+            [*(command or [sys.executable, SCRIPT]), "--config", config],
             env={**environment, storage.ROOT_VARIABLE: root or str(tmp_path / "store")},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -401,10 +403,17 @@ def bad_inputs(folder: Path) -> dict[str, tuple[dict, list[str]]]:
 
 def test_bad_input_gets_one_clear_line_exit_code_2_and_leaves_nothing(job, tmp_path, subtests):
     (tmp_path / "in").mkdir()
-    for case, (parameters, parts) in bad_inputs(tmp_path / "in").items():
+    cases = bad_inputs(tmp_path / "in")
+    # Most of a run is start-up on one core: three at a time.
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        runs = {
+            case: pool.submit(job, root=str(tmp_path / "store" / case), **{**SMALL, **parameters})
+            for case, (parameters, _) in cases.items()
+        }
+    for case, (_, parts) in cases.items():
         with subtests.test(case):
-            result = job(**{**SMALL, **parameters})
+            result = runs[case].result()
             assert_one_line(result, *parts)
             assert result.code == 2
-            left = tmp_path / "store"
+            left = tmp_path / "store" / case
             assert [path for path in left.rglob("*") if path.is_file()] == []

@@ -183,7 +183,7 @@ def test_the_place_of_the_dead_host_is_taken_again(laptop):
         return len(laptop.workers(NAME)) == 2
 
     dead = next(host for host in laptop.lab.hosts if not host.pid)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 60
     while not full() and time.monotonic() < deadline:
         time.sleep(1)
     # Ray's provider takes the first host of its list that is not running, be it the dead one.

@@ -48,7 +48,7 @@ def test_a_head_that_cannot_be_reached_is_named_with_its_step(laptop):
     head = laptop.lab.hosts[0]
     laptop.lab.unplug(head)
     file = laptop.write("far")
-    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "6", timeout_s=600)
+    done = laptop.run("manta", "up", str(file), "--yes", "--timeout-s", "25", timeout_s=600)
     assert done.returncode == 1
     assert f"the head ({head.address}) failed at step 1 of 7, Waiting for SSH" in done.stderr
     laptop.lab.plug(head)

@@ -27,6 +27,7 @@ from manta.cluster import (
     landing,
     launcher,
     ports,
+    processes,
     provider,
     record,
     ssh,
@@ -257,7 +258,8 @@ def _follow(process: psutil.Process, log: Path, deadline: float, tell: Tell) -> 
             code: int | None = process.wait(POLL_S)
             return code
         except psutil.TimeoutExpired:
-            pass
+            if not processes.is_alive(process):
+                return None
         if (step := _step(_text(log))) != told:
             told = step
             tell(f"Head: {step}")
@@ -281,6 +283,11 @@ def _launcher_failed(cluster: ClusterRecord, text: str) -> MantaError:
     assert cluster.launched
     head = cluster.launched.access.head or "not there yet"
     lines = [_PREFIX.sub("", line) for line in text.splitlines() if "Full command is" not in line]
+    if not text.strip():
+        return MantaError(
+            f"the head ({head}) was not started: `ray up` had said nothing when the time was up",
+            "give it more time with --timeout-s",
+        )
     if not _STEP.search(text):  # no machine yet: it is the provider that said no
         return cloud_errors.explained("the head was not started", "\n".join(lines))
     said = "\n".join(f"  {line.strip()}" for line in lines[-15:] if line.strip())

@@ -184,9 +184,20 @@ def _ship_token(config: dict[str, Any], options: LaunchOptions) -> list[str]:
     return [f"file_mounts: this cluster's own token to {TOKEN_MOUNT} on every host"]
 
 
+# An on-premise host that is ended and started within one round of the autoscaler keeps its address,
+# so that Ray waits, for minutes by default, for one to vanish and for the other to appear. Starting
+# is a line in a file here: what did not happen in two rounds (5 s each) never will.
+ON_PREMISE_PATIENCE = {
+    "RAY_AUTOSCALER_RECONCILE_TERMINATING_STATUS_TIMEOUT_S": "15",
+    "RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S": "30",
+}
+
+
 def _close(config: dict[str, Any], options: LaunchOptions) -> list[str]:
     """Token, mode and loopback in every command that starts Ray."""
     environment = _environment(options)
+    if config["provider"].get("type") == "local":
+        environment |= ON_PREMISE_PATIENCE
     for key in START:
         config[key] = [_started(command, environment, key) for command in config[key]]
     config[START[0]] = [

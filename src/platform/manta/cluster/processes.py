@@ -25,7 +25,7 @@ def members(cluster_id: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             belongs = process.environ().get(CLUSTER_ID_VARIABLE) == cluster_id
-            if belongs and process.pid != os.getpid() and _is_alive(process):
+            if belongs and process.pid != os.getpid() and is_alive(process):
                 found.append(process)
         except psutil.Error:
             continue  # ended meanwhile, or of another user and so not ours
@@ -54,6 +54,15 @@ def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None
             process.send_signal(number)
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs. One that ended and was never collected does not: in a container, the first
+    process may collect no others."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and bool(process.is_running())
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _gone_within(cluster_id: str, timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while members(cluster_id):
@@ -61,7 +70,3 @@ def _gone_within(cluster_id: str, timeout_s: float) -> bool:
             return False
         time.sleep(POLL_S)
     return True
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
