@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command(epilog=output.example("manta down", "manta down --name second --yes"))
 @output.cluster_option
 @click.option("--yes", "-y", is_flag=True, help="Do not ask, even if jobs are running.")
-@click.option("--keep-logs", is_flag=True, help="Keep Ray's own logs; say where. This machine.")
+@click.option("--keep-logs", is_flag=True, help="Keep Ray's own logs on this machine; say where.")
 @click.option("--forget", is_flag=True, help="Forget it even if a host cannot be asked.")
 @output.dry_run_option
 @output.json_option
@@ -37,16 +37,17 @@ def command(
         _print_plan(cluster, known, as_json)
         return
     if known and known.launched:
-        _end_launched(known, yes, forget)
+        kept = _end_launched(known, yes, keep_logs, forget)
         stopped: ClusterRecord | None = known
     else:
         stopped = _end_here(cluster, known, yes, keep_logs)
+        kept = stopped.temp_dir if keep_logs and stopped else ""
     if as_json:
         output.print_json({"cluster": cluster, "stopped": stopped is not None})
     elif stopped is None:
         click.echo(f"Cluster `{cluster}` is not up.")
     else:
-        logs = f" Ray's logs are in {stopped.temp_dir}." if keep_logs else ""
+        logs = f" Ray's logs are in {kept}." if kept else ""
         verified = " Nothing of it is left running." if stopped.launched and not forget else ""
         click.echo(f"Cluster `{cluster}` is down.{verified}{logs}")
 
@@ -62,12 +63,13 @@ def _end_here(
         return local.down(cluster, keep_logs=keep_logs)
 
 
-def _end_launched(known: ClusterRecord, yes: bool, forget: bool) -> None:
-    from manta.cluster import landing, tunnel
+def _end_launched(known: ClusterRecord, yes: bool, keep_logs: bool, forget: bool) -> str:
+    """End it; returns where Ray's logs are kept, or nothing."""
+    from manta.cluster import kept_logs, landing, tunnel
     from manta.cluster.local import lock
 
     if not yes:
-        lost = ["Job logs and Ray's logs are on its hosts only; `manta logs JOB` prints one."]
+        lost = [] if keep_logs else ["Ray's logs are on its hosts only; --keep-logs copies them."]
         try:
             _ask(tunnel.ensure(known), lost)
         except MantaError as error:
@@ -75,8 +77,10 @@ def _end_launched(known: ClusterRecord, yes: bool, forget: bool) -> None:
                 raise
             output.say(f"{error.what}; what runs there cannot be told.")
             _confirm(f"End cluster `{known.name}`?")
+    kept = str(kept_logs.keep(tunnel.ensure(known), output.say)) if keep_logs else ""
     with lock(known.name), output.progress(f"Ending cluster `{known.name}`"):
         landing.execute(known, unverified=forget)
+    return kept
 
 
 def _ask(known: ClusterRecord, lost: list[str]) -> None:

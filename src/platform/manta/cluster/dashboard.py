@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,11 +72,14 @@ class Node:
     total: dict[str, float]
     node_type: str = ""
     """Of the cluster YAML; empty on a cluster that Ray's launcher did not start."""
+    started_at: float | None = None
+    """UTC seconds by the head's clock, as is `ended_at`: when Ray started and ended there."""
+    ended_at: float | None = None
 
 
 def nodes(cluster: ClusterRecord) -> list[Node]:
     """Nodes that the cluster knows, dead ones too. Raises MantaError if it is silent."""
-    answer = get(cluster, "/api/v0/nodes?limit=10000")
+    answer = get(cluster, "/api/v0/nodes?limit=10000&detail=true")
     return [
         Node(
             id=node["node_id"],
@@ -84,9 +88,15 @@ def nodes(cluster: ClusterRecord) -> list[Node]:
             is_head=node["is_head_node"],
             total=_countable(node["resources_total"]),
             node_type=(node.get("labels") or {}).get("ray.io/node-group", ""),
+            started_at=_seconds(node.get("start_time_ms")),
+            ended_at=_seconds(node.get("end_time_ms")),
         )
         for node in answer["data"]["result"]["result"]
     ]
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return milliseconds / 1000 if milliseconds else None
 
 
 def used_resources(cluster: ClusterRecord) -> dict[str, float]:
@@ -142,6 +152,21 @@ def applications(cluster: ClusterRecord) -> list[Application]:
         )
         for name, app in sorted(found.items())
     ]
+
+
+def log_files(cluster: ClusterRecord, node_id: str) -> list[str]:
+    """Names of the log files of a node's Ray session. Raises MantaError if it cannot be asked."""
+    answer = get(cluster, f"/api/v0/logs?node_id={node_id}&glob=*", timeout_s=60)
+    kinds: dict[str, list[str]] = answer["data"]["result"]
+    return sorted({name for names in kinds.values() for name in names if name[-1:] != "/"})
+
+
+def save_log(cluster: ClusterRecord, node_id: str, name: str, path: Path) -> None:
+    """Write a whole log file of a node to `path`. Raises MantaError as `get` does."""
+    query = urllib.parse.urlencode({"node_id": node_id, "filename": name, "lines": -1})
+    text = _request(cluster, "GET", f"/api/v0/logs/file?{query}", None, 120)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text)
 
 
 def _countable(resources: dict[str, float]) -> dict[str, float]:

@@ -290,6 +290,12 @@ def _launcher_failed(cluster: ClusterRecord, text: str) -> MantaError:
         )
     if not _STEP.search(text):  # no machine yet: it is the provider that said no
         return cloud_errors.explained("the head was not started", "\n".join(lines))
+    if "wait_ready timeout exceeded" in text:  # Ray's words for it come with a traceback
+        return MantaError(
+            f"the head ({head}) failed at {_step(text)}: nobody was let in all the time",
+            "check address, user, key, and whether firewall or security group admit this machine; "
+            f"everything that was said is in {log_path(cluster)}",
+        )
     said = "\n".join(f"  {line.strip()}" for line in lines[-15:] if line.strip())
     return MantaError(
         f"the head ({head}) failed at {_step(text)}; the end of its log:\n{said}",

@@ -184,9 +184,9 @@ def _ship_token(config: dict[str, Any], options: LaunchOptions) -> list[str]:
     return [f"file_mounts: this cluster's own token to {TOKEN_MOUNT} on every host"]
 
 
-# An on-premise host that is ended and started within one round of the autoscaler keeps its address,
-# so that Ray waits, for minutes by default, for one to vanish and for the other to appear. Starting
-# is a line in a file here: what did not happen in two rounds (5 s each) never will.
+# An on-premise host that is ended and started within one round of the autoscaler keeps its
+# address: Ray waits, for minutes by default, for one to vanish and for the other to appear.
+# Starting is a line in a file here: what did not happen in two rounds (5 s each) never will.
 ON_PREMISE_PATIENCE = {
     "RAY_AUTOSCALER_RECONCILE_TERMINATING_STATUS_TIMEOUT_S": "15",
     "RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S": "30",
