@@ -134,6 +134,55 @@ shares = sa.Table(
     sa.Column("limits", sa.Text, nullable=False),
 )
 
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("seq", _Number, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("pipeline", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("steps", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("cluster_id", sa.Text, primary_key=True),
+    sa.Column("node_id", sa.Text, primary_key=True),
+    sa.Column("cluster", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("node_type", sa.Text, nullable=False),
+    sa.Column("instance_type", sa.Text, nullable=False),
+    sa.Column("market", sa.Text, nullable=False),
+    sa.Column("resources", sa.Text, nullable=False),
+    sa.Column("opened_at", sa.Float, nullable=False),
+    sa.Column("seen_at", sa.Float, nullable=False),
+    sa.Column("closed_at", sa.Float),
+    sa.Column("unseen_s", sa.Float, nullable=False),
+    sa.Column("usd_per_hour", sa.Float),
+    sa.Column("idle_watts", sa.Float),
+    sa.Column("full_watts", sa.Float),
+    sa.Column("pue", sa.Float),
+    sa.Column("grid_gco2e_per_kwh", sa.Float),
+    sa.Column("price_source", sa.Text, nullable=False),
+    sa.Column("price_date", sa.Text, nullable=False),
+    sa.Index("nodes_by_time", "seen_at"),
+)
+
+budgets = sa.Table(
+    "budgets",
+    metadata,
+    sa.Column("team", sa.Text, primary_key=True),
+    sa.Column("usd", sa.Float, nullable=False),
+    sa.Column("per", sa.Text, nullable=False),
+    sa.Column("at_limit", sa.Text, nullable=False),
+    sa.Column("period", sa.Text, nullable=False),
+    sa.Column("level", sa.Integer, nullable=False),
+    sa.Column("spent_usd", sa.Float, nullable=False),
+)
+
 api_keys = sa.Table(
     "api_keys",
     metadata,
@@ -231,9 +280,11 @@ def open_state(database_url: str | None = None) -> State:
         file.touch(mode=0o600)  # it holds what jobs are given in their environment
     state = State(_engine(at))
     with _explained(state.engine):
-        if not sa.inspect(state.engine).has_table("manta_meta"):
-            _create(state)
-    _check_version(state)
+        there = set(sa.inspect(state.engine).get_table_names())
+    if "manta_meta" in there:
+        _check_version(state)
+    if metadata.tables.keys() - there:
+        _create(state)  # all of them, or those that an earlier Manta had not
     return state
 
 

@@ -113,6 +113,7 @@ def _plan(pipeline: str, root: Path, resume: str | None) -> RunPlan:
 
 def _clients(target: ClusterRecord, root: Path) -> Clients:
     from manta.jobs import pipeline as pipelines
+    from manta.jobs import request, runs
     from manta.serving import deploy
 
     state = watch.open_state()
@@ -120,6 +121,7 @@ def _clients(target: ClusterRecord, root: Path) -> Clients:
         prepare=pipelines.preparer(target, root),
         job=pipelines.through_queue(state, lambda: watch.keep(state)),
         deploy=lambda file: deploy.apply(target, file, output.say).url,
+        note=lambda plan, results: runs.note(state, plan, results, request.actor()),
     )
 
 

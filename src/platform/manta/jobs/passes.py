@@ -64,17 +64,9 @@ def _running(active: Iterable[Job]) -> list[Running]:
 
 def explain(state: State, job: Job) -> str:
     """What a queued job waits for: the pass that the controller makes, on what it wrote down."""
-    rooms = {
-        seen["name"]: Room(
-            name=seen["name"],
-            answers=seen["state"] == "up",
-            capacity=json.loads(seen["resources"]),
-        )
-        for seen in queries.clusters_seen(state)
-    }
     queued = Line(queries.waiting(state))
     active = queries.listed(state, states=(JobState.STARTING, JobState.RUNNING))
-    plan = run(now(), queued, active, rooms, shares.load(state), preempt=False)
+    plan = as_written(state, queued, active)
     mine = next((other for other in queued if other.id == job.id), None)
     if mine is None:
         return "it has just left the queue"
@@ -84,3 +76,16 @@ def explain(state: State, job: Job) -> str:
         if other.cluster == mine.cluster
     )
     return f"{why(plan, mine, now())} ({num_before} queued jobs came before it)"
+
+
+def as_written(state: State, line: Line, active: Iterable[Job]) -> Plan:
+    """The pass that the controller makes, as far as what it wrote down tells."""
+    rooms = {
+        seen["name"]: Room(
+            name=seen["name"],
+            answers=seen["state"] == "up",
+            capacity=json.loads(seen["resources"]),
+        )
+        for seen in queries.clusters_seen(state)
+    }
+    return run(now(), line, active, rooms, shares.load(state), preempt=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +63,8 @@ class Clients:
     """Runs a job to its end, passing its log on."""
     deploy: Callable[[str], str]
     """Applies a Serve config file and returns its URL when it is healthy."""
+    note: Callable[[RunPlan, Sequence[StepResult]], None]
+    """Keeps in the state how far the run is, for all who look on."""
 
 
 def run_folder(run_id: str) -> str:
@@ -93,6 +95,7 @@ def execute(
     """
     results: list[StepResult] = []
     marks: dict[str, str] = {}
+    clients.note(plan, list(previous.values()))
     for number, step in enumerate(plan.steps, 1):
         asked = clients.prepare(step.action) if isinstance(step.action, JobPlan) else None
         marks[step.name] = _mark(step, asked, marks)
@@ -105,6 +108,7 @@ def execute(
                 unchanged.remember(marks[step.name], asked.id, result.artifacts)
         results.append(result)
         _remember(plan, results)
+        clients.note(plan, results)
         watcher.ended(result, earlier=known is not None)
         if not result.succeeded:
             break

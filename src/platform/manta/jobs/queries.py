@@ -55,9 +55,12 @@ def listed(
     cluster: str | None = None,
     limit: int | None = None,
     after_seq: int = 0,
+    before_seq: int | None = None,
 ) -> list[Job]:
     """Jobs in the order of their submission; with `limit` the newest so many."""
     query = sa.select(*_JOB).where(jobs.c.seq > after_seq)
+    if before_seq is not None:
+        query = query.where(jobs.c.seq < before_seq)
     if states:
         query = query.where(jobs.c.state.in_([str(s) for s in states]))
     for column, wanted in ((jobs.c.user, user), (jobs.c.team, team), (jobs.c.cluster, cluster)):
