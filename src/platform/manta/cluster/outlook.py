@@ -74,7 +74,7 @@ def look(cluster: ClusterRecord, nodes: Sequence[Node]) -> Outlook:
     """Ask the autoscaler. Raises MantaError if the cluster is silent."""
     assert cluster.launched
     text = dashboard.autoscaler_text(cluster)
-    planned, catalog = _planned(cluster)
+    planned, catalog = read_planned(cluster)
     return Outlook(
         used={
             name: float(used) for used, _, name in _matches(_USED, _section(text, "Total Usage"))
@@ -127,7 +127,7 @@ def _prices(planned: Cluster, catalog: Catalog) -> Mapping[str, float | None]:
     return {node.name: quote(node, planned, catalog).usd_per_hour for node in planned.node_types}
 
 
-def _planned(cluster: ClusterRecord) -> tuple[Cluster | None, Catalog]:
+def read_planned(cluster: ClusterRecord) -> tuple[Cluster | None, Catalog]:
     """The derived file as `manta plan` reads it; None if that is not possible any more."""
     assert cluster.launched
     try:

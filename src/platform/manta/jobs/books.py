@@ -9,6 +9,9 @@ from typing import NamedTuple
 SLOT = "slot"
 """One for each running job: its driver process on the head."""
 
+MAX_RUNNING = 16
+"""Jobs of one cluster at a time: each is a driver process on its head."""
+
 Needs = tuple[tuple[str, float], ...]
 """Resource and amount, sorted by resource; always with a SLOT."""
 
@@ -70,6 +73,8 @@ class Shares:
 
     teams: Mapping[str, Share] = field(default_factory=dict)
     users: Mapping[str, Share] = field(default_factory=dict)
+    held: Mapping[str, str] = field(default_factory=dict)
+    """Team → why none of its jobs may start: its budget is spent."""
 
 
 Key = tuple[int, str, str, str, str]
@@ -134,7 +139,9 @@ class Books:
         return ""
 
     def over_limit(self, job: Waiting, needs: Needs) -> str:
-        """Which quota the job would break; empty if none."""
+        """Which quota the job would break, or what holds its team; empty if nothing."""
+        if job.team in self._shares.held:
+            return self._shares.held[job.team]
         owners = (("team", job.team, self._shares.teams), ("user", job.user, self._shares.users))
         for kind, name, shares in owners:
             limits = shares.get(name, _DEFAULT).limits

@@ -18,17 +18,9 @@ from pathlib import Path
 
 from manta.cluster import record
 from manta.cluster.record import ClusterRecord
-from manta.jobs import (
-    handover,
-    leftovers,
-    logs,
-    passes,
-    policy,
-    queries,
-    shares,
-    store,
-)
-from manta.jobs.books import Room, Shares
+from manta.jobs import handover, leftovers, logs, passes, policy, queries, shares, store
+from manta.jobs.accounts import Accounts
+from manta.jobs.books import MAX_RUNNING, Room, Shares
 from manta.jobs.lease import RENEW_S, Lease, LeaseLost
 from manta.jobs.model import Attempt, Cause, Job, JobRequest, JobState
 from manta.jobs.policy import Outcome
@@ -44,8 +36,6 @@ IDLE_TICK_S = 1.0
 YOUNG_S = 60.0
 """So long after its start a job is looked at more often: each look costs the head some CPU."""
 STOP_AGAIN_S = 5.0
-MAX_RUNNING = 16
-"""Jobs of one cluster at a time: each is a driver process on its head."""
 log = logging.getLogger(__name__)
 
 
@@ -70,6 +60,7 @@ class Controller:
         self._wake, self._stop = threading.Event(), threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=12, thread_name_prefix="cluster")
         self._watch = Watch(self._pool, self._wake.set)
+        self._accounts = Accounts(state, lease, self._pool, options.max_running)
         self._view = View(state)
         self._shipper = Shipper()
         self._flights: dict[str, Future[Outcome | None]] = {}
@@ -159,6 +150,7 @@ class Controller:
             self._guarded_attend(job)
         for sight in self._sights.values():
             self._remember(sight)
+        self._accounts.tick(self._sights)
         self._admit()
         ours = {self._view.attempt(job).submission_id for job in self._view.active.values()}
         for sight in self._sights.values():
@@ -252,6 +244,7 @@ class Controller:
         if not job.stop_reason:
             request = self._view.request(job)
             reason = policy.overdue(request, job.submitted_at, attempt.started_at, now())
+            reason = reason or self._accounts.stop_reason(job)
             if not reason:
                 return
             job = store.ask_stop_now(self._state, self._lease, job, reason)

@@ -80,6 +80,8 @@ class Cause(StrEnum):
     TIMEOUT = "timeout"
     DEADLINE = "deadline"
     STOPPED = "stopped"
+    BUDGET = "budget"
+    """The job's own, or its team's."""
     REFUSED = "refused"
     """Ray, or whoever holds the id on the cluster, does not take it; trying again cannot help."""
     UNKNOWN = "unknown"
@@ -102,6 +104,7 @@ class JobRequest(BaseModel):
     retry: Retry = Retry()
     timeout_s: float | None = None
     deadline_s: float | None = None
+    budget_usd: float | None = None
     priority: int = 0
     user: str
     team: str = "default"
@@ -119,7 +122,8 @@ class JobRequest(BaseModel):
 
     def digest(self) -> str:
         """Hash of what will run: the same id with another digest is another job."""
-        told = self.model_dump(exclude={"user", "priority", "code_version", "manta_version"})
+        aside = {"user", "priority", "budget_usd", "code_version", "manta_version"}
+        told = self.model_dump(exclude=aside)
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

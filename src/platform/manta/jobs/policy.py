@@ -127,7 +127,8 @@ def after(
     if kind == Cause.DEADLINE:
         return _end(JobState.FAILED, Cause.DEADLINE, stop_reason)
     if stop_reason and kind != Cause.TIMEOUT:
-        return _end(JobState.STOPPED, Cause.STOPPED, stop_reason)
+        cause = Cause.BUDGET if kind == Cause.BUDGET else Cause.STOPPED
+        return _end(JobState.STOPPED, cause, stop_reason)
     if kind == Cause.TIMEOUT:
         outcome = replace(outcome, cause=Cause.TIMEOUT, message=stop_reason)
     if outcome.cause is Cause.HEAD_GONE and not ran:  # the cluster went before it got the job

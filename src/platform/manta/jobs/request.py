@@ -11,7 +11,7 @@ from manta import storage
 from manta.cluster import record
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.jobs import fits, packages, queries, shape
+from manta.jobs import fits, own_budget, packages, queries, shape
 from manta.jobs.model import PRIORITIES, JobRequest, check_id
 from manta.plan.jobs import JobPlan
 from manta.spec import JobSpec
@@ -45,11 +45,13 @@ def prepare(
 
     Raises:
         InputError: its id cannot be one, its runtime_env cannot be used, or the cluster, or what
-            it can be scaled to, could never hold it.
+            it can be scaled to, could never hold it, or it costs more than its budget.
         MantaError: the storage cannot be written.
     """
     check_id(plan.submission_id)
     _require_possible(plan, cluster)
+    budget_usd, others = (spec.budget_usd, spec.clusters) if spec else (None, ())
+    own_budget.require_enough(budget_usd, plan.timeout_s, plan.demand, {cluster, *others})
     shipped = packages.ship(plan.runtime_env_passthrough, storage_url)
     return JobRequest(
         id=plan.submission_id,
@@ -62,6 +64,7 @@ def prepare(
         retry=plan.retry,
         timeout_s=plan.timeout_s,
         deadline_s=spec.deadline_s if spec else None,
+        budget_usd=budget_usd,
         priority=PRIORITIES[spec.priority if spec else "normal"],
         team=spec.team if spec else "default",
         user=me(),

@@ -9,6 +9,7 @@ from typing import Literal
 import sqlalchemy as sa
 
 from manta.errors import InputError
+from manta.jobs import budgets
 from manta.jobs.books import SLOT, Share, Shares
 from manta.state import State, events, now
 from manta.state import shares as table
@@ -17,13 +18,14 @@ Kind = Literal["team", "user"]
 
 
 def load(state: State) -> Shares:
-    """All that are set."""
+    """All that are set, and who is held because a budget is spent."""
     with state.read() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.kind, table.c.name)).all()
     found: dict[str, dict[str, Share]] = {"team": {}, "user": {}}
     for row in rows:
         found[row.kind][row.name] = Share(weight=row.weight, limits=json.loads(row.limits))
-    return Shares(teams=found["team"], users=found["user"])
+    held = budgets.holds(budgets.load(state), now())
+    return Shares(teams=found["team"], users=found["user"], held=held)
 
 
 def put(state: State, kind: Kind, name: str, share: Share, actor: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from manta.cluster import dashboard, record
+from manta.cluster.dashboard import Node
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
 from manta.jobs import fits, ray_api
@@ -40,6 +41,8 @@ class Sight:
     """Of all nodes together, of those too that it could be scaled to."""
     resources_at: float = 0.0
     """Monotonic seconds when they were looked up."""
+    nodes: tuple[Node, ...] = ()
+    """What was there then, and what Ray remembers of nodes that have ended."""
 
     @property
     def cluster_id(self) -> str:
@@ -110,7 +113,7 @@ def _look(name: str, before: Sight | None) -> Sight:
         return _silent(name, begun_at, before)
     try:
         jobs = {job.submission_id: job for job in ray_api.list_all(found)}
-        resources, resources_at = _resources(found, before, begun_at)
+        resources, resources_at, nodes = _resources(found, before, begun_at)
     except MantaError:
         dead = found.launched is None and found.pid > 0 and not _is_alive(found.pid)
         return Sight(name=name, begun_at=begun_at, record=found, answers=False, is_gone=dead)
@@ -122,6 +125,7 @@ def _look(name: str, before: Sight | None) -> Sight:
         jobs=jobs,
         resources=resources,
         resources_at=resources_at,
+        nodes=nodes,
     )
 
 
@@ -132,16 +136,18 @@ def _silent(name: str, begun_at: float, before: Sight | None) -> Sight:
 
 def _resources(
     found: ClusterRecord, before: Sight | None, now: float
-) -> tuple[Mapping[str, float], float]:
+) -> tuple[Mapping[str, float], float, tuple[Node, ...]]:
     """What it has or can grow to, and when that was looked up: nodes come and go slowly."""
-    fresh = before is not None and now < before.resources_at + RESOURCES_PERIOD_S
-    if before and fresh and before.cluster_id == found.cluster_id:
-        return before.resources, before.resources_at
+    if before is None or before.cluster_id != found.cluster_id:
+        before = None
+    elif now < before.resources_at + RESOURCES_PERIOD_S:
+        return before.resources, before.resources_at, before.nodes
     try:
-        return fits.capacity(found, dashboard.nodes(found)), now
+        nodes = dashboard.nodes(found)
+        return fits.capacity(found, nodes), now, tuple(nodes)
     except MantaError as error:  # another API than that of jobs: no reason to call it silent
         log.info("%s", error)
-        return (before.resources, before.resources_at) if before else ({}, 0.0)
+        return (before.resources, before.resources_at, before.nodes) if before else ({}, 0.0, ())
 
 
 def _is_alive(pid: int) -> bool:

@@ -33,7 +33,7 @@ def estimate(
     sources: list[str] = []
     without = []
     for node, count in nodes:
-        power = _power(node, cluster, catalog)
+        power = power_of(node, cluster, catalog)
         if power is None:
             without.append(node.name)
             continue
@@ -62,7 +62,8 @@ def estimate(
     )
 
 
-def _power(node: NodeType, cluster: Cluster, catalog: Catalog) -> Power | None:
+def power_of(node: NodeType, cluster: Cluster, catalog: Catalog) -> Power | None:
+    """What one node draws, its GPUs included; None if no source tells."""
     machine = catalog.find(cluster.cloud or "", node.instance_type or "")
     if machine is None or machine.power is None:
         return None

@@ -92,6 +92,9 @@ class JobSpec(Work):
     team: Name = "default"
     deadline_s: float | None = Field(None, gt=0)
     """Seconds after submission by which the job has ended, or is stopped."""
+    budget_usd: float | None = Field(None, gt=0)
+    """Most that all its attempts may cost: it is stopped when that is spent, and refused at once
+    if running until `timeout_s` would cost more."""
     clusters: tuple[Name, ...] = ()
     """Where it may run, best first; empty: where `--cluster` says."""
     spill_after_s: float = Field(300, ge=0)
