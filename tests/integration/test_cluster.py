@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 
@@ -115,15 +116,29 @@ def test_a_python_client_without_the_token_is_refused(shared):
         pass  # Ray retries a refused connection for a minute; it did not get in
 
 
-def test_nothing_of_the_cluster_listens_beyond_loopback(shared):
-    members = {process.pid for process in processes.members(shared.cluster.cluster_id)}
+def beyond_loopback(cluster):
+    """Ports of the cluster that listen on more than loopback."""
+    members = {process.pid for process in processes.members(cluster.cluster_id)}
     listening = [
-        connection.laddr.ip
+        connection.laddr
         for connection in psutil.net_connections("inet")
         if connection.pid in members and connection.status == psutil.CONN_LISTEN
     ]
     assert len(listening) > 5
-    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    return [at.port for at in listening if at.ip.removeprefix("::ffff:") != "127.0.0.1"]
+
+
+def test_nothing_of_the_cluster_listens_beyond_loopback(shared):
+    assert beyond_loopback(shared.cluster) == []
+
+
+def calls_a_replica(port, *token):
+    """The gRPC status of a call as Serve's routers make them, with a body that means nothing."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+        with pytest.raises(grpc.RpcError) as refused:
+            call(b"", timeout=10, metadata=[("authorization", f"Bearer {t}") for t in token])
+        return refused.value.code()
 
 
 def test_only_its_owner_can_read_token_and_temporary_files(shared):
@@ -161,6 +176,15 @@ def test_a_plain_serve_config_without_http_options_answers_on_the_serve_port(sha
     wait_until(lambda: status_of(f"{shared.cluster.serve_url}/hello") == 200, timeout_s=60)
     apps = json.loads(shared.run("manta", "status", "--json").stdout)["apps"]
     assert [(app["name"], app["state"]) for app in apps] == [("hello", "RUNNING")]
+
+
+def test_what_an_application_opens_beyond_loopback_asks_for_the_token(shared):
+    assert "hello" in shared.run("manta", "apps").stdout
+    (port,) = beyond_loopback(shared.cluster)  # of the one replica, for Serve's routers
+    assert calls_a_replica(port) == grpc.StatusCode.UNAUTHENTICATED
+    assert calls_a_replica(port, "f" * 64) == grpc.StatusCode.UNAUTHENTICATED
+    token = Path(shared.cluster.token_path).read_text().strip()
+    assert calls_a_replica(port, token) != grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_status_shows_resources_and_doctor_finds_the_cluster_well(shared):

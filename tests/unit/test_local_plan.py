@@ -2,14 +2,18 @@
 
 import dataclasses
 import os
+import re
 import shlex
+import shutil
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
+from ray.serve._private import haproxy_templates
 
-from manta.cluster import credentials, local
+from manta.cluster import credentials, haproxy, local
 from manta.cluster.ports import WELL_KNOWN, choose, is_free, require_free
 from manta.errors import InputError
 
@@ -24,6 +28,7 @@ OPTIONS = local.UpOptions(
     token_path=Path("/home/someone/token"),
     temp_dir=Path("/tmp/manta-0123456789ab"),
     log_path=Path("/home/someone/log"),
+    haproxy="/usr/sbin/haproxy",
     inherited={"PATH": "/bin"},
 )
 
@@ -33,6 +38,31 @@ def test_the_same_options_give_the_same_plan_which_cannot_be_changed():
     assert plan == local.plan_up(OPTIONS)
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.argv = ()
+
+
+def test_the_fast_ingress_is_on_where_there_is_one_and_can_be_switched_off():
+    switch = "RAY_SERVE_ENABLE_HA_PROXY"
+    assert local.plan_up(OPTIONS).environment[switch] == "1"
+    without = dataclasses.replace(OPTIONS, haproxy=None)
+    assert switch not in local.plan_up(without).environment
+    asked = dataclasses.replace(OPTIONS, inherited={switch: "0"})
+    assert local.plan_up(asked).environment[switch] == "0"
+
+
+def test_haproxy_starts_with_metrics_and_statistics_on_loopback_only(tmp_path):
+    config = tmp_path / "haproxy.cfg"
+    template = haproxy_templates.HAPROXY_CONFIG_TEMPLATE
+    frontends = template[template.index("frontend prometheus") :]
+    text = re.sub(r"{{ config.\w*frontend_host }}", "*", frontends)
+    text = re.sub(r"{{ config.\w*port }}", "9101", text)
+    config.write_text(text)
+    haproxy.write_script(tmp_path / "h", shutil.which("true") or "true")
+    script = tmp_path / "h" / haproxy.SCRIPT
+    subprocess.run([script, "-db", "-f", config, "-sf", "1"], check=True)
+    lines = config.read_text().splitlines()
+    binds = [line.split()[1] for line in lines if line.strip().startswith("bind ")]
+    # Its own frontend is bound to what Serve's http_options say.
+    assert binds == ["127.0.0.1:9101", "*:9101", "*:9101", "127.0.0.1:9101"]
 
 
 def test_everything_is_bound_to_loopback_and_authenticated():

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from manta import storage
-from manta.cluster import credentials, dashboard, processes, record
+from manta.cluster import credentials, dashboard, haproxy, processes, record
 from manta.cluster.ports import LOOPBACK, Ports, require_free
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
@@ -31,7 +31,7 @@ MIN_LOGICAL_CPUS = 8
 MAX_OBJECT_STORE_BYTES = 2 * 2**30
 """Default limit; Ray's own default, 30 % of memory, is too much beside a model."""
 
-MAX_TEMP_DIR_LENGTH = 40
+MAX_TEMP_DIR_LENGTH = 34  # HAProxy's socket lies below it: 56 for the node's id, 17 for its name
 """Characters; Ray appends up to 67 for its unix sockets, which may have 107 in all."""
 
 STOP_GRACE_S = 2.0
@@ -64,6 +64,8 @@ class UpOptions:
     token_path: Path
     temp_dir: Path
     log_path: Path
+    haproxy: str | None
+    """The program in front of Serve; None leaves it to Serve's own proxy, which is slower."""
     inherited: dict[str, str]
     """The environment `manta up` runs in; it wins over our defaults, not over our decisions."""
 
@@ -78,6 +80,7 @@ class UpPlan:
     unset: tuple[str, ...] = UNSET
     log_path: Path
     ports: Ports
+    haproxy: str | None
     record: ClusterRecord
 
     def command(self) -> str:
@@ -108,6 +111,7 @@ def options_here(
         token_path=credentials.token_path(name),
         temp_dir=Path(tempfile.gettempdir(), f"manta-{cluster_id}"),
         log_path=record.path(name).with_name("ray-start.log"),
+        haproxy=haproxy.binary(),
         inherited=dict(os.environ),
     )
 
@@ -124,6 +128,7 @@ def plan_up(options: UpOptions) -> UpPlan:
         environment=_environment(options),
         log_path=options.log_path,
         ports=options.ports,
+        haproxy=options.haproxy,
         record=_record(options),
     )
 
@@ -151,6 +156,10 @@ def _argv(options: UpOptions) -> tuple[str, ...]:
 def _ray_temp_dir(temp_dir: Path) -> Path:
     """Ray opens its folder to every user, so it gets one inside a folder that keeps them out."""
     return temp_dir / "r"
+
+
+def _haproxy_folder(temp_dir: Path) -> Path:
+    return temp_dir / "h"
 
 
 def _environment(options: UpOptions) -> dict[str, str]:
@@ -182,6 +191,10 @@ def _environment(options: UpOptions) -> dict[str, str]:
         "RAY_SERVE_DEFAULT_HTTP_HOST": LOOPBACK,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.serve_fallback),
     }
+    if options.haproxy:
+        folder = _haproxy_folder(options.temp_dir)
+        defaults |= haproxy.SWITCHES
+        decisions |= haproxy.environment(folder, ports.haproxy_metrics, ports.haproxy_stats)
     return {name: inherited.get(name, value) for name, value in defaults.items()} | decisions
 
 
@@ -228,7 +241,10 @@ def execute(
 def _start(plan: UpPlan, deadline: float, tell: Callable[[str], None]) -> ClusterRecord:
     tell("Starting Ray")
     credentials.ensure_token(plan.record.name)
-    Path(plan.record.temp_dir).mkdir(mode=0o700, parents=True)
+    folder = Path(plan.record.temp_dir)
+    folder.mkdir(mode=0o700, parents=True)
+    if plan.haproxy:
+        haproxy.write_script(_haproxy_folder(folder), plan.haproxy)
     holder = _spawn(plan)
     started = replace(
         plan.record, pid=holder.pid, started_at=datetime.now(UTC).isoformat(timespec="seconds")

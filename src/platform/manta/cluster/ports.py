@@ -29,7 +29,9 @@ class Ports:
     dashboard_metrics: int
     serve_grpc: int
     serve_fallback: int
-    """HTTP port of the Python proxy behind HAProxy, used only when that is on."""
+    """HTTP port of the Python proxy behind HAProxy."""
+    haproxy_metrics: int
+    haproxy_stats: int
 
 
 WELL_KNOWN = {"gcs": 6379, "dashboard": 8265, "serve": 8000}

@@ -73,6 +73,12 @@ def _guard_config(value: Any) -> GuardConfig:
 def _guard(args: dict[str, Any], config: GuardConfig) -> dict[str, Any]:
     """Put the guard into whichever class answers HTTP."""
     if RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING:  # the engine's own deployment, without an ingress
+        if len(args["llm_configs"]) > 1:
+            raise InputError(
+                "with direct streaming an application serves one model",
+                "write one application for each, or for this one at its top level "
+                '`runtime_env: {env_vars: {RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING: "0"}}`',
+            )
         return {**args, "llm_configs": [_guard_server(one, config) for one in args["llm_configs"]]}
     ingress = args.get("ingress_cls_config") or {}
     base = _class(ingress.get("ingress_cls", OpenAiIngress))
