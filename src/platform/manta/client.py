@@ -20,12 +20,13 @@ from pathlib import Path
 
 from manta import state as states
 from manta.errors import InputError, MantaError
-from manta.jobs import daemon, logs, queries, request, store
+from manta.jobs import daemon, logs, queries, request, spending, store
+from manta.jobs.costs import Cost
 from manta.jobs.model import Attempt, Event, Job, JobState
 from manta.plan.jobs import plan_job
 from manta.spec import JobSpec
 
-__all__ = ["Attempt", "Client", "Event", "Job", "JobSpec", "JobState"]
+__all__ = ["Attempt", "Client", "Cost", "Event", "Job", "JobSpec", "JobState"]
 
 POLL_S = 0.1
 
@@ -125,6 +126,13 @@ class Client:
     def events(self, job_id: str | None = None, after_seq: int = 0) -> Iterator[Event]:
         """What happened since event `after_seq`, to one job or to everything."""
         yield from queries.events_of(self._state, job_id=job_id, after_seq=after_seq)
+
+    def costs(self, by: spending.By = "team", days: float = 30.0) -> dict[str, Cost]:
+        """Owner → what it cost in the last `days`; the owner "" is what was idle.
+
+        All together are what the clusters cost.
+        """
+        return spending.report(self._state, by, states.now() - days * 86_400)
 
     def _keep(self) -> None:
         daemon.ensure(self._state, self._url)

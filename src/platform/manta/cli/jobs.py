@@ -11,6 +11,7 @@ import click
 from manta.cli import output, watch
 
 if TYPE_CHECKING:
+    from manta.jobs.costs import Cost
     from manta.jobs.model import Job
 
 SECRET = ("TOKEN", "SECRET", "KEY", "PASSWORD", "CREDENTIAL")
@@ -102,18 +103,20 @@ def _say_why(job_id: str, as_json: bool) -> None:
 @output.json_option
 def show(job: str, as_json: bool) -> None:
     """Tell JOB's story in order: what was asked for, each attempt, each event."""
-    from manta.jobs import queries
+    from manta.jobs import queries, spending
 
     state = watch.open_state()
     found = queries.get(state, job)
+    cost = spending.of_job(state, found)
     request = _redacted(queries.request_of(state, job).model_dump())
     attempts = queries.attempts_of(state, job)
     events = queries.events_of(state, job_id=job)
     if as_json:
         story = {"request": request, "attempts": [asdict(a) for a in attempts]}
-        output.print_json(watch.as_json(found) | story | {"events": [asdict(e) for e in events]})
+        story |= {"events": [asdict(e) for e in events], "cost": spending.as_json(cost)}
+        output.print_json(watch.as_json(found) | story)
         return
-    _print_head(found, request)
+    _print_head(found, request, _cost(cost))
     click.echo()
     output.print_table(
         ["TRY", "STATUS", "RAY ID", "CLUSTER", "TIME", "EXIT", "CAUSE", "LOG"],
@@ -143,7 +146,16 @@ def when(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _print_head(job: Job, request: dict[str, Any]) -> None:
+def _cost(cost: Cost) -> str:
+    """What it cost, in one line: `0.42 USD, 0.1 kWh, 0.04 kgCO2e, 3600 node-seconds`."""
+    from manta.cli.usage import shown
+
+    names = {"usd": "USD", "kwh": "kWh", "kgco2e": "kgCO2e", "gpu_hours": "GPU-hours"}
+    names["node_seconds"] = "node-seconds"
+    return ", ".join(f"{shown(cost, name)} {unit}" for name, unit in names.items())
+
+
+def _print_head(job: Job, request: dict[str, Any], cost: str) -> None:
     facts = {
         "job": job.id,
         "status": job.state,
@@ -153,6 +165,7 @@ def _print_head(job: Job, request: dict[str, Any]) -> None:
         "user": f"{job.user}, team {job.team}",
         "cluster": job.cluster,
         "resources": request["resources"],
+        "cost": cost,
         "environment": request["runtime_env_passthrough"].get("env_vars", {}),
         "manta": request["manta_version"] or "-",
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--max-retries", type=click.IntRange(0), help="After a lost node and the like. [3]")
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="For each attempt.")
 @click.option("--deadline-s", type=click.FloatRange(0, min_open=True), help="From now to its end.")
+@click.option("--budget-usd", type=click.FloatRange(0, min_open=True), help="Most it may cost.")
 @output.cluster_option
 @output.dry_run_option
 @output.json_option
@@ -61,7 +64,7 @@ def command(
 
     state = watch.open_state()
     cluster = spec.clusters[0] if spec.clusters else cluster
-    with output.progress(f"submitting {plan.submission_id}"):
+    with _located(job[0], queueing), output.progress(f"submitting {plan.submission_id}"):
         asked = request.prepare(
             plan,
             spec,
@@ -76,6 +79,23 @@ def command(
         watch.print_job(state, accepted, as_json)
         return 0
     return watch.until_done(state, accepted.id, as_json=as_json)
+
+
+@contextmanager
+def _located(file: str, said: dict[str, object]) -> Iterator[None]:
+    """A budget below the price is a fault of the line that gives it, if a file does."""
+    from manta.errors import Finding, InvalidSpec
+    from manta.jobs.own_budget import OverBudget
+    from manta.spec.loading import read
+
+    try:
+        yield
+    except OverBudget as error:
+        if said["budget_usd"] is not None or not file.endswith((".yaml", ".yml")):
+            raise
+        line = read(file).line(("budget_usd",))
+        fault = Finding(file=file, line=line, what=error.what, fix=error.fix, rule="budget")
+        raise InvalidSpec([fault]) from None
 
 
 def _spec(job: tuple[str, ...], root: Path) -> JobSpec:

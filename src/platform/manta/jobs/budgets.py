@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -26,6 +26,7 @@ Per = Literal["day", "week", "month", "total"]
 AtLimit = Literal["hold", "stop"]
 
 BELOW, WARNED, REACHED = 0, 1, 2
+NAMES = ("below", "warned", "reached")
 WARN_AT = 0.8
 CONTROLLER = "controller"
 
@@ -99,6 +100,25 @@ def spent(state: State, budgets: Iterable[Budget]) -> dict[str, Cost]:
         for per in {budget.per for budget in wanted}
     }
     return {b.team: by_period[b.per].get(b.team, Cost()) for b in wanted}
+
+
+def listed(state: State) -> list[dict[str, Any]]:
+    """For programs: each budget, and what is spent in its running period now."""
+    found = load(state)
+    costs, at = spent(state, found), now()
+    return [
+        {
+            "team": budget.team,
+            "usd": budget.usd,
+            "per": budget.per,
+            "at_limit": budget.at_limit,
+            "period": period_of(budget.per, at),
+            "spent_usd": costs[budget.team].usd,
+            "is_partial": "usd" in costs[budget.team].partial(),
+            "state": NAMES[budget.level_at(at)],
+        }
+        for budget in found
+    ]
 
 
 def count(state: State, lease: Lease) -> list[Budget]:

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Query, Request
@@ -20,12 +21,23 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import manta
 from manta.errors import InputError, MantaError
-from manta.jobs import access, logs, passes, queries, request, shares, store
+from manta.jobs import (
+    access,
+    http_costs,
+    logs,
+    own_budget,
+    passes,
+    queries,
+    request,
+    shares,
+    store,
+)
 from manta.jobs.access import Key, Role
 from manta.jobs.books import Share
 from manta.jobs.model import PRIORITIES, IdTaken, Job, JobRequest, JobState, UnknownJob
 from manta.jobs.shape import of_resources
-from manta.spec import Resources, Retry
+from manta.plan.demand import demand_of_work
+from manta.spec import Resources, Retry, Work
 from manta.spec.data import Name
 from manta.state import State, StateError
 
@@ -52,6 +64,7 @@ class Submission(BaseModel):
     cluster: str = Field("local", max_length=40)
     timeout_s: float | None = Field(None, gt=0, le=1e9)
     deadline_s: float | None = Field(None, gt=0, le=1e9)
+    budget_usd: float | None = Field(None, gt=0, le=1e12)
 
 
 class Quota(BaseModel):
@@ -91,6 +104,7 @@ def app(state: State) -> FastAPI:
     api.add_exception_handler(RequestValidationError, _explain_validation)
     _add_reading(api, state)
     _add_acting(api, state)
+    http_costs.add(api, state, _guard(state, Role.VIEWER), _guard(state, Role.ADMIN))
     return api
 
 
@@ -221,6 +235,8 @@ def _request(state: State, job: Submission, key: Key) -> JobRequest:
         for path in value if isinstance(value, list) else [value] if value else []:
             if not isinstance(path, str) or "://" not in path:
                 raise InputError(f"runtime_env.{field} names a local path", "give a URI")
+    demand = demand_of_work(Work(resources=job.resources), "", Path(), "")
+    own_budget.require_enough(job.budget_usd, job.timeout_s, demand, {job.cluster})
     return JobRequest(
         id=job.id,
         name=job.name,
@@ -230,6 +246,7 @@ def _request(state: State, job: Submission, key: Key) -> JobRequest:
         retry=job.retry,
         timeout_s=job.timeout_s,
         deadline_s=job.deadline_s,
+        budget_usd=job.budget_usd,
         priority=PRIORITIES[job.priority],
         user=key.name,
         team=job.team,

@@ -44,6 +44,19 @@ def of_job(state: State, job: Job) -> Cost:
     return report(state, "job", since, max(ends), clusters).get(job.id, Cost())
 
 
+def summary(state: State, by: By, since: float) -> dict[str, Any]:
+    """For programs: owners, what was idle, and both together, which is the clusters' bill."""
+    parts = report(state, by, since)
+    return {
+        "by": by,
+        "since": since,
+        "owners": {owner: as_json(cost) for owner, cost in jobs_only(parts).items()},
+        "idle": as_json(parts[IDLE]),
+        "total": as_json(total(parts)),
+        "unseen_node_seconds": metering.unseen_s(state, since),
+    }
+
+
 def as_json(cost: Cost) -> dict[str, Any]:
     """For programs: null where nothing is known; `partial` names sums that leave something out."""
     return {**cost.amounts(), "partial": list(cost.partial())}
