@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 @click.option(
     "--preempt", is_flag=True, help="Stop and requeue jobs for others of a higher priority."
 )
-@click.option("--http", metavar="[HOST:]PORT", help="Serve the HTTP API too; see `manta access`.")
+@click.option(
+    "--http",
+    metavar="[HOST:]PORT",
+    help="Serve the web page and the HTTP API too; see `manta access`.",
+)
 @output.json_option
 def command(
     status: bool,
@@ -64,7 +68,7 @@ def _serve(state: State, address: str) -> None:
         raise InputError(f"--http {address}: not [HOST:]PORT", "e.g. 8400 or 127.0.0.1:8400")
     host = host or "127.0.0.1"
     http_api.serve(state, host, int(port))
-    output.say(f"HTTP API on http://{host}:{port}/api/v1, document at /openapi.json")
+    output.say(f"web page on http://{host}:{port}, API under /api/v1, document at /openapi.json")
     if host not in ("127.0.0.1", "localhost", "::1"):
         output.say("keys go over it in clear: put TLS in front")
 

@@ -24,6 +24,7 @@ from manta.errors import InputError, MantaError
 from manta.jobs import (
     access,
     http_costs,
+    http_overview,
     logs,
     own_budget,
     passes,
@@ -31,6 +32,7 @@ from manta.jobs import (
     request,
     shares,
     store,
+    web_page,
 )
 from manta.jobs.access import Key, Role
 from manta.jobs.books import Share
@@ -43,8 +45,10 @@ from manta.state import State, StateError
 
 MAX_PAGE = 10_000
 MAX_LOG_BYTES = 2**20
+LOG_OFFSET = "X-Log-Offset"
 _Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 _Seq = Annotated[int, Query(ge=0, le=2**62)]
+_Before = Annotated[int | None, Query(ge=0, le=2**62)]
 _Name = Annotated[str | None, Query(max_length=200)]
 
 
@@ -105,6 +109,8 @@ def app(state: State) -> FastAPI:
     _add_reading(api, state)
     _add_acting(api, state)
     http_costs.add(api, state, _guard(state, Role.VIEWER), _guard(state, Role.ADMIN))
+    http_overview.add(api, state, [Depends(_guard(state, Role.VIEWER))])
+    web_page.add(api)
     return api
 
 
@@ -141,9 +147,10 @@ def _add_reading(api: FastAPI, state: State) -> None:
         team: _Name = None,
         cluster: _Name = None,
         after_seq: _Seq = 0,
+        before_seq: _Before = None,
         limit: _Limit = 1000,
     ) -> list[dict[str, Any]]:
-        """The newest jobs, oldest of them first."""
+        """The newest jobs, or the newest before job `before_seq`; oldest of them first."""
         found = queries.listed(
             state,
             states=states or (),
@@ -151,6 +158,7 @@ def _add_reading(api: FastAPI, state: State) -> None:
             team=team,
             cluster=cluster,
             after_seq=after_seq,
+            before_seq=before_seq,
             limit=limit,
         )
         return [asdict(job) for job in found]
@@ -170,16 +178,23 @@ def _add_reading(api: FastAPI, state: State) -> None:
         return {"state": found.state, "why": reason}
 
     @api.get("/api/v1/jobs/{job_id}/log", dependencies=viewer, response_class=PlainTextResponse)
-    def log(job_id: str, attempt: _Seq = 0, offset: _Seq = 0) -> PlainTextResponse:
-        """The log from byte `offset` on, a megabyte at most; of the newest attempt if 0."""
+    def log(
+        job_id: str, attempt: _Seq = 0, offset: _Seq = 0, tail: _Before = None
+    ) -> PlainTextResponse:
+        """The log from byte `offset` on, a megabyte at most; of the newest attempt if 0.
+
+        With `tail` no more than the last so many bytes; X-Log-Offset says where they begin.
+        """
         found = queries.get(state, job_id)
         url = logs.folder(found.storage_url, found.id, attempt or found.attempt)
+        if tail is not None:
+            offset = max(offset, logs.size(url) - min(tail, MAX_LOG_BYTES))
         data = b""
         for piece in logs.read(url, offset):
             data += piece
             if len(data) >= MAX_LOG_BYTES:
                 break
-        return PlainTextResponse(data[:MAX_LOG_BYTES])
+        return PlainTextResponse(data[:MAX_LOG_BYTES], headers={LOG_OFFSET: str(offset)})
 
     @api.get("/api/v1/events", dependencies=viewer)
     def events(

@@ -59,6 +59,11 @@ def read(url: str, offset: int = 0) -> Iterator[bytes]:
             yield data
 
 
+def size(url: str) -> int:
+    """Bytes of the log that are in storage now."""
+    return max((start + size for start, size in _parts(url).items()), default=0)
+
+
 def _parts(url: str) -> dict[int, int]:
     """Offset → size of each part."""
     found = storage.file_sizes(url)
