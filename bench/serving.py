@@ -1,14 +1,14 @@
 """The platform's endpoint beside the bare vLLM server.
 
 Both serve the same small model with the same engine arguments, up at the same time, and are asked
-in turn by the same load generator: streamed completions of TOKENS tokens, from 1 and from 16
+in turn by the same load generator: streamed completions of TOKENS tokens, from 1, 16 and 64
 clients, each of which sends its next request when the last is answered. Inter-token latency (ITL)
 is the gap between two pieces of a stream that hold text.
 
     python bench/serving.py [--json FILE] [--repetitions N]
 
-The endpoint is `serve_apps/llm.yaml` on a cluster of `manta up`, so switches in the environment
-(RAY_SERVE_…) show their effect here.
+The endpoint is `serve_apps/llm.yaml` on a cluster of `manta up`, API keys included. Its fast path is
+on; RAY_SERVE_ENABLE_HA_PROXY=0 and its companions in the environment switch it off, to compare.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from common import machine, table, write_json
 PROJECT = Path(__file__).parents[1]
 MANTA = str(Path(sys.executable).with_name("manta"))
 MODEL, TOKENS = "bench", 64
-REQUESTS = {1: 16, 16: 96}
+REQUESTS = {1: 16, 16: 96, 64: 256}
 """Clients → requests of one repetition, over all clients."""
 START_TIMEOUT_S = 600
 HEADERS: dict[str, str] = {}

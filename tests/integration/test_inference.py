@@ -118,6 +118,7 @@ def app(args):
 
 
 WORDS = """
+import time
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from ray import serve
@@ -130,6 +131,7 @@ api = FastAPI()
 class Words:
     @api.post("/v1/completions")
     def answer(self):
+        time.sleep(0.05)  # long enough for several to be busy at a time
         lines = [b'data: {"choices": [{"text": "a"}]}\\n\\n', b'data: {"choices": [], "usage": '
                  b'{"prompt_tokens": 3, "completion_tokens": 1}}\\n\\n']
         return StreamingResponse(iter(lines), media_type="text/event-stream")

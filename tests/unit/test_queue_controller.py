@@ -14,7 +14,7 @@ from queue_state import request
 
 from manta import state as states
 from manta.cluster import record
-from manta.jobs import lease, logs, queries, store
+from manta.jobs import cron, lease, logs, queries, store
 from manta.jobs.controller import Controller, Options
 from manta.jobs.model import Cause, Job, JobState
 from manta.state import State
@@ -248,3 +248,20 @@ def test_a_job_of_a_higher_band_takes_the_place_of_a_lower_one(site: Site) -> No
     assert site.job("low").num_failures == 0
     site.ray.end("high")
     site.runs("low-attempt-2")
+
+
+def test_what_comes_again_is_submitted_by_the_controller_which_stays_for_it(site: Site) -> None:
+    site.options = Options(idle_stop_s=2.0)
+    asked = request("often", storage_url=site.storage_url)
+    often = {"name": "often", "line": "* * * * *", "timezone": "UTC", "actor": "test"}
+    entry = cron.Entry(**often, request=asked, checked_at=time.time() - 120, last_id="")
+    cron.put(site.state, entry)
+    site.start()
+    site.until(lambda: site.ray.jobs, "it is submitted")
+    (job,) = queries.listed(site.state)
+    assert job.id == entry.job_id(entry.due(job.submitted_at))
+    site.ray.end(next(iter(site.ray.jobs)))
+    site.until_state(job.id, JobState.SUCCEEDED)
+    time.sleep(3)  # longer than an idle one stays
+    assert site._thread is not None
+    assert site._thread.is_alive(), "it ended, and nobody would submit the next one"

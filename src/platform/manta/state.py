@@ -183,6 +183,18 @@ budgets = sa.Table(
     sa.Column("spent_usd", sa.Float, nullable=False),
 )
 
+cron = sa.Table(
+    "cron",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("line", sa.Text, nullable=False),
+    sa.Column("timezone", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("checked_at", sa.Float, nullable=False),
+    sa.Column("last_id", sa.Text, nullable=False),
+)
+
 api_keys = sa.Table(
     "api_keys",
     metadata,

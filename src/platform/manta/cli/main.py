@@ -35,6 +35,7 @@ COMMANDS = {
     "retry": "Put a job that failed back into the queue.",
     "events": "Print what happened, in order.",
     "access": "Make and withdraw keys of the queue's HTTP API.",
+    "cron": "Show and set jobs that come again.",
     "quota": "Show and set what teams and users are due, and may hold at most.",
     "budget": "Show and set what teams may spend.",
     "usage": "Show what teams, users and jobs have held, and what it cost.",

@@ -18,6 +18,9 @@ SWITCHES = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # An LLM engine's own HTTP server answers, without a deployment in between.
     "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+    # Seconds for which a replica that is to end goes on answering. Ray's 30 are for load balancers
+    # that look for themselves; this one is told.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }
 
 _SCRIPT = r"""#!/bin/sh

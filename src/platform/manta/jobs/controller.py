@@ -21,6 +21,7 @@ from manta.cluster.record import ClusterRecord
 from manta.jobs import handover, leftovers, logs, passes, policy, queries, shares, store
 from manta.jobs.accounts import Accounts
 from manta.jobs.books import MAX_RUNNING, Room, Shares
+from manta.jobs.cron import Clock
 from manta.jobs.lease import RENEW_S, Lease, LeaseLost
 from manta.jobs.model import Attempt, Cause, Job, JobRequest, JobState
 from manta.jobs.policy import Outcome
@@ -61,7 +62,7 @@ class Controller:
         self._pool = ThreadPoolExecutor(max_workers=12, thread_name_prefix="cluster")
         self._watch = Watch(self._pool, self._wake.set)
         self._accounts = Accounts(state, lease, self._pool, options.max_running)
-        self._view = View(state)
+        self._view, self._clock = View(state), Clock(state, lease)
         self._shipper = Shipper()
         self._flights: dict[str, Future[Outcome | None]] = {}
         self._landed_at: dict[str, float] = {}
@@ -130,13 +131,14 @@ class Controller:
         self._wake.clear()
 
     def _idle_too_long(self) -> bool:
-        if self._view.active or self._view.waiting:
+        if self._view.active or self._view.waiting or self._clock.entries:
             self._busy_at = time.monotonic()
         limit_s = self._options.idle_stop_s
         return limit_s is not None and time.monotonic() > self._busy_at + limit_s
 
     def _tick(self) -> None:
         self._view.refresh()
+        self._clock.tick(now(), changed=self._view.changed)
         if self._view.changed:
             self._shares = shares.load(self._state)
         busy = {
@@ -215,9 +217,8 @@ class Controller:
         # Ray's start is when it took the job, which may have waited for a node since.
         waited_until = self._pending_at.pop(attempt.submission_id, 0.0)
         at = max(seen.started_at or now(), waited_until)
-        job = store.mark_running(
-            self._state, self._lease, job, attempt, at=at, node_id=seen.node_id
-        )
+        held = self._state, self._lease
+        job = store.mark_running(*held, job, attempt, at=at, node_id=seen.node_id)
         self._view.put(job)
         return job
 

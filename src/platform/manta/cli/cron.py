@@ -1,0 +1,145 @@
+"""`manta cron`: jobs that come again."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from manta.cli import output, watch
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=output.example(
+        "manta cron", "manta cron add nightly '30 3 * * *' configs/jobs/train.yaml"
+    ),
+)
+@output.json_option
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> None:
+    """Show the jobs that come again, and when next."""
+    if context.invoked_subcommand is not None:
+        return
+    from manta import state as states
+    from manta.jobs import cron
+
+    at, entries = states.now(), cron.load(states.open_state())
+    if as_json:
+        told = [
+            {
+                "name": entry.name,
+                "line": entry.line,
+                "timezone": entry.timezone,
+                "next_at": entry.next(at),
+                "last_id": entry.last_id,
+                "cluster": entry.request.cluster,
+                "entrypoint": entry.request.entrypoint,
+            }
+            for entry in entries
+        ]
+        output.print_json(told)
+        return
+    rows = [
+        (
+            entry.name,
+            f"{entry.line} {entry.timezone}",
+            _shown(entry.next(at)),
+            entry.last_id or "-",
+            entry.request.entrypoint,
+        )
+        for entry in entries
+    ]
+    if rows:
+        output.print_table(["NAME", "WHEN", "NEXT", "NEWEST JOB", "ENTRYPOINT"], rows)
+    else:
+        output.say("no job comes again; see `manta cron add --help`")
+
+
+@command.command(
+    "add",
+    epilog=output.example(
+        "manta cron add nightly '30 3 * * *' configs/jobs/train.yaml",
+        "manta cron add hourly '0 * * * *' --timezone Europe/Berlin -- python jobs/prepare.py",
+    ),
+)
+@click.argument("name")
+@click.argument("line", metavar="'M H DOM MON DOW'")
+@click.argument("job", nargs=-1, required=True, metavar="JOB.yaml | -- COMMAND…")
+@click.option("--timezone", default="UTC", show_default=True, help="In which the line is read.")
+@click.option(
+    "--working-dir", default=".", show_default=True, help="Folder to ship, as it is now."
+)
+@output.cluster_option
+@output.json_option
+def add(
+    name: str,
+    line: str,
+    job: tuple[str, ...],
+    timezone: str,
+    working_dir: str,
+    cluster: str,
+    as_json: bool,
+) -> None:
+    """Submit a job at each time of a cron line, as NAME-TIME; replaces the entry of that name.
+
+    The controller does it (`manta queue`), and goes on running for it. The code is shipped now:
+    add it again to change it. A time whose predecessor still runs is left out.
+    """
+    from manta import state as states
+    from manta.check import work
+    from manta.jobs import cron, request
+    from manta.plan.jobs import plan_job
+    from manta.spec import JobSpec
+
+    cron.check_line(line, timezone)
+    root = Path(working_dir).resolve()
+    is_file = len(job) == 1 and job[0].endswith((".yaml", ".yml"))
+    spec = (
+        work.load_job(job[0], root) if is_file else JobSpec(name=name, entrypoint=shlex.join(job))
+    )
+    plan = plan_job(spec, spec.entrypoint, submission_id=name, working_dir=root)
+    state = watch.open_state()
+    cluster = spec.clusters[0] if spec.clusters else cluster
+    with output.progress(f"shipping the code of {name}"):
+        asked = request.prepare(
+            plan,
+            spec,
+            cluster=cluster,
+            storage_url=request.storage_of(state, cluster),
+            working_dir=root,
+        )
+    entry = cron.Entry(
+        name=name,
+        line=line,
+        timezone=timezone,
+        request=asked,
+        actor=request.actor(),
+        checked_at=states.now(),
+        last_id="",
+    )
+    cron.put(state, entry)
+    next_at = entry.next(states.now())
+    if as_json:
+        output.print_json({"name": name, "next_at": next_at})
+    else:
+        output.say(f"{name}: next at {_shown(next_at)}")
+
+
+@command.command("remove", epilog=output.example("manta cron remove nightly"))
+@click.argument("name")
+@output.json_option
+def remove(name: str, as_json: bool) -> None:
+    """Submit it no more; jobs that were submitted go on."""
+    from manta import state as states
+    from manta.jobs import cron, request
+
+    cron.remove(states.open_state(), name, request.actor())
+    if as_json:
+        output.print_json({"name": name})
+
+
+def _shown(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
