@@ -12,8 +12,9 @@ from fastapi.testclient import TestClient
 from queue_state import request
 
 from manta import state as states
-from manta.jobs import access, http_api, lease, overview, runs, store, web_page
+from manta.jobs import access, http_api, lease, overview, pipeline, runs, store, web_page
 from manta.jobs.access import Role
+from manta.jobs.model import Job, JobRequest
 from manta.jobs.overview import Overview
 from manta.jobs.pipeline import StepResult
 from manta.plan.jobs import DeployAction, JobPlan, RunPlan, StepPlan
@@ -163,6 +164,36 @@ def test_tables_that_an_earlier_manta_had_not_are_added(tmp_path: Path) -> None:
     runs.note(now, _plan(), [], "ann")
     assert [run.id for run in runs.listed(now, 5)] == ["r"]
     now.close()
+
+
+class _Silent:
+    """Wants to know nothing."""
+
+    def started(self, step: StepPlan, number: int) -> None: ...
+    def log(self, text: str) -> None: ...
+    def ended(self, result: StepResult, earlier: bool) -> None: ...
+
+
+def test_a_run_is_written_down_before_its_first_step_and_after_each(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANTA_STORAGE", str(tmp_path))
+    seen: list[list[str]] = []
+
+    def work(asked: JobRequest, _: object) -> Job:
+        seen.append([step.state for step in runs.listed(state, 1)[0].steps])
+        store.submit(state, asked, "ann")
+        return store.ask_stop(state, asked.id, "ann", "enough")
+
+    clients = pipeline.Clients(
+        prepare=lambda plan: request(plan.submission_id),
+        job=work,
+        deploy=lambda file: "http://127.0.0.1:8000",
+        note=lambda plan, results: runs.note(state, plan, results, "ann"),
+    )
+    pipeline.execute(_plan(), clients, _Silent(), {})
+    assert seen == [["", ""]]
+    assert [step.state for step in runs.listed(state, 1)[0].steps] == ["STOPPED", ""]
 
 
 def _plan() -> RunPlan:

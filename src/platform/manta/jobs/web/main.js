@@ -30,10 +30,17 @@ let turn = 0; // a newer turn makes the answers of an older one void
 function route() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   const [name, id] = path.split("/");
+  if (name === "jobs" && id) return { view: job, params: { id: decoded(id) } };
   const params = Object.fromEntries(new URLSearchParams(query));
-  if (name === "jobs" && id) return { view: job, params: { id: decodeURIComponent(id) } };
-  const view = { jobs, pipelines, usage }[name] ?? queue;
-  return { view, params: name === "pipelines" && id ? { id: decodeURIComponent(id) } : params };
+  return { view: { jobs, pipelines, usage }[name] ?? queue, params };
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // typed by hand; the server says that there is no such job
+  }
 }
 
 function go() {
@@ -88,6 +95,7 @@ function draw() {
   document.title = `${place.view.title(place.params)} · Manta queue`;
 }
 
+/** The server has answered. */
 function found() {
   lostAt = null;
   alertLine.hidden = true;
@@ -105,6 +113,7 @@ function explain(error) {
     return;
   }
   if (!(error instanceof api.Unreachable)) {
+    found();
     content.replaceChildren(h("p", { class: "nothing" }, error.message));
     return;
   }
