@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +18,13 @@ from fake_ray import FakeRay
 from fastapi.testclient import TestClient
 from queue_state import postgresql, request
 
+import manta
 from manta import state as states
 from manta.cli import budget as budget_command
 from manta.cli import jobs as jobs_command
 from manta.cli import usage as usage_command
 from manta.cli.main import _exit_code
+from manta.cluster import record
 from manta.jobs import (
     access,
     accounts,
@@ -42,7 +45,10 @@ from manta.jobs.budgets import BELOW, REACHED, WARNED, Budget
 from manta.jobs.controller import Controller, Options
 from manta.jobs.lease import Lease, LeaseLost
 from manta.jobs.model import Cause, JobState
+from manta.plan.clusters import read_cluster
 from manta.plan.demand import parse_demand
+from manta.plan.nodes import plan_cluster
+from manta.spec.catalog import load_catalog
 from manta.state import State
 
 ONE_CPU = '[["CPU", 1.0]]'
@@ -199,9 +205,9 @@ class Site:
     def __init__(self, tmp_path: Path, state: State, capital_usd: float) -> None:
         self.state, self.ray = state, FakeRay(tmp_path / "cluster")
         self.storage_url = str(tmp_path / "storage")
-        folder = tmp_path / "cluster" / "prices"
+        folder = tmp_path / "home" / "prices"
         folder.mkdir(parents=True)
-        (folder / "onprem-2026-11.yaml").write_text(PRICES.format(capital=capital_usd))
+        (folder / "own.yaml").write_text(PRICES.format(capital=capital_usd))
         held = leases.acquire(state)
         assert held is not None
         self.controller = Controller(state, held, Options())
@@ -225,7 +231,11 @@ class Site:
             time.sleep(0.02)
 
     def until_state(self, job_id: str, wanted: JobState) -> store.Job:
-        self.until(lambda: queries.get(self.state, job_id).state is wanted, f"{job_id} {wanted}")
+        def there() -> bool:
+            job = queries.find(self.state, job_id)  # one of plain Ray is seen a moment later
+            return job is not None and job.state is wanted
+
+        self.until(there, f"{job_id} {wanted}")
         return queries.get(self.state, job_id)
 
 
@@ -236,7 +246,6 @@ USD_PER_S = 1.0
 def site(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """The cluster costs a dollar a second, and is looked at often."""
     monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(metering, "EXTEND_S", 0.1)
     monkeypatch.setattr(accounts, "PERIOD_S", 0.1)
     monkeypatch.setattr(accounts, "COUNT_S", 0.1)
@@ -330,9 +339,9 @@ def priced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]
     monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MANTA_STATE", f"sqlite:///{tmp_path}/state.db")
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "cluster" / "prices"
+    folder = tmp_path / "home" / "prices"
     folder.mkdir(parents=True)
-    (folder / "onprem-2026-11.yaml").write_text(PRICES.format(capital=8 * 8760))
+    (folder / "own.yaml").write_text(PRICES.format(capital=8 * 8760))
     ray = FakeRay(tmp_path / "ray")
     yield ray
     ray.close()
@@ -358,7 +367,7 @@ def test_a_budget_below_the_price_is_refused_and_one_above_it_is_not(priced: Fak
 
 
 def test_without_a_known_price_no_budget_is_refused(priced: FakeRay, tmp_path: Path) -> None:
-    (tmp_path / "cluster" / "prices" / "onprem-2026-11.yaml").unlink()
+    (tmp_path / "home" / "prices" / "own.yaml").unlink()
     own_budget.require_enough(0.001, 3600, TWO_CPUS, {"local"})
 
 
@@ -382,6 +391,29 @@ def test_the_command_names_file_and_line_of_a_budget_below_the_price(
     assert queries.listed(state) == []
     assert queries.events_of(state) == []
     state.close()
+
+
+def test_on_a_launched_cluster_the_price_is_the_plans_for_the_jobs_share_of_its_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
+    aws = str(Path(manta.__file__).parents[3] / "cluster" / "aws.yaml")
+    ray = FakeRay(tmp_path / "ray")
+    access_ = record.Access(head="", user="u", key=None)
+    launched = record.Launched(provider="aws", source=aws, config=aws, is_up=True, access=access_)
+    gpu = parse_demand('{"GPU": 1}')
+    catalog = load_catalog()
+    planned = plan_cluster(read_cluster(aws, catalog), gpu, catalog)
+    price = own_budget.usd_per_hour(replace(ray.record, launched=launched), gpu)
+    assert price == pytest.approx(planned.usd_per_hour)  # all GPUs of what it needs
+    two_of_eight = own_budget.usd_per_hour(
+        replace(ray.record, launched=launched), parse_demand('{"CPU": 2}')
+    )
+    assert two_of_eight is not None
+    assert 0 < two_of_eight < price
+    moved = replace(launched, config=str(tmp_path / "gone.yaml"))
+    assert own_budget.usd_per_hour(replace(ray.record, launched=moved), gpu) is None
+    ray.close()
 
 
 @pytest.fixture

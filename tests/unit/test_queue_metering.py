@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from fake_ray import FakeRay
 from queue_state import postgresql, request
 
+import manta
 from manta import state as states
 from manta.cluster import record
 from manta.cluster.dashboard import Node
@@ -21,6 +22,9 @@ from manta.jobs.costs import IDLE, Rate, bill
 from manta.jobs.lease import Lease, LeaseLost
 from manta.jobs.metering import Meter
 from manta.jobs.watch import Sight
+from manta.plan.clusters import read_cluster
+from manta.plan.price import quote
+from manta.spec.catalog import default_paths, load_catalog
 from manta.state import State
 
 RATE = Rate(usd_per_hour=3.6, source="list", date="2026-07-20")
@@ -197,6 +201,18 @@ def test_a_clock_that_is_set_back_takes_nothing_away(look: Looker) -> None:
     assert look.spans() == [(0, 100)]
 
 
+def test_before_a_cluster_is_ended_its_nodes_are_counted_until_then(
+    state: State, lease: Lease, cluster: record.ClusterRecord
+) -> None:
+    look = Looker(state, lease, cluster)
+    before = states.now() - 5000
+    look.sees(before - NOW, node("n"), node("m"))
+    metering.last_look(state, cluster)  # which has one node, named n
+    spans = {end - start for start, end in look.spans()}
+    assert min(spans) == 0
+    assert max(spans) == pytest.approx(5000, abs=60)
+
+
 def test_who_has_lost_the_lease_meters_nothing(look: Looker, state: State) -> None:
     look.lease.release(state)
     assert leases.acquire(state) is not None
@@ -237,13 +253,12 @@ def test_a_state_of_a_version_without_these_tables_gets_them(tmp_path: Path) -> 
 
 
 def test_a_machine_of_ones_own_has_a_price_only_if_a_price_file_says_so(
-    cluster: record.ClusterRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: record.ClusterRecord, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert rates.of_cluster(cluster) == {}
-    folder = tmp_path / "cluster" / "prices"
+    folder = tmp_path / "home" / "prices"
     folder.mkdir(parents=True)
-    (folder / "onprem-2026-11.yaml").write_text(
+    (folder / "own.yaml").write_text(
         "cloud: onprem\nupdated: 2026-11-01\npue: {value: 1.5, source: meter}\n"
         "regions: {site: {grid_gco2e_per_kwh: 300, electricity_usd_per_kwh: 0.2, source: bill}}\n"
         "instance_types:\n  local: {num_cpus: 8, memory_gib: 32, idle_watts: 50,\n"
@@ -254,3 +269,31 @@ def test_a_machine_of_ones_own_has_a_price_only_if_a_price_file_says_so(
     assert rate.usd_per_hour == pytest.approx(1 + 0.2 * 1.5 * 0.2)
     assert (rate.full_watts, rate.pue, rate.grid_gco2e_per_kwh) == (200, 1.5, 300)
     assert (rate.source, rate.date) == ("price file of onprem", "2026-11-01")
+
+
+def test_a_launched_cluster_has_the_prices_of_its_plan_and_those_of_the_users_own_file(
+    cluster: record.ClusterRecord, tmp_path: Path
+) -> None:
+    own = tmp_path / "negotiated.yaml"
+    own.write_text(
+        "cloud: aws\nupdated: 2026-11-02\n"
+        "instance_types:\n  m7i.xlarge: {usd_per_hour: {us-west-2: 0.123}, price_source: ours}\n"
+    )
+    aws = Path(manta.__file__).parents[3] / "cluster" / "aws.yaml"
+    launched = record.Launched(
+        provider="aws",
+        source=str(aws),
+        config=str(aws),
+        is_up=True,
+        access=record.Access(head="", user="u", key=None),
+        prices=(str(own),),
+    )
+    found = rates.of_cluster(replace(cluster, launched=launched))
+    catalog = load_catalog([*default_paths(), own])
+    planned = read_cluster(aws, catalog)
+    assert found.keys() == {node.name for node in planned.node_types}
+    for node in planned.node_types:
+        assert found[node.name].usd_per_hour == quote(node, planned, catalog).usd_per_hour
+    assert all(rate.full_watts and rate.pue == 1.135 for rate in found.values())
+    head = found[planned.head]
+    assert (head.usd_per_hour, head.source, head.date) == (0.123, "ours", "2026-11-02")

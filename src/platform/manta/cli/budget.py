@@ -31,16 +31,16 @@ def list_(as_json: bool) -> None:
         rows = [
             (
                 each["team"],
-                f"{each['usd']:.2f}",
+                budgets.money(each["usd"]),
                 each["per"],
-                f"{each['spent_usd']:.2f}{'+?' if each['is_partial'] else ''}",
+                budgets.money(each["spent_usd"]) + ("+?" if each["is_partial"] else ""),
                 f"{100 * each['spent_usd'] / each['usd']:.0f} %",
                 each["at_limit"],
                 each["state"],
             )
             for each in found
         ]
-        columns = ["TEAM", "USD", "PER", "SPENT", "", "AT LIMIT", "STATE"]
+        columns = ["TEAM", "USD", "PER", "SPENT", "SHARE", "AT LIMIT", "STATE"]
         output.print_table(columns, rows)
     else:
         output.say("no team has a budget; set one with `manta budget set`")

@@ -36,6 +36,8 @@ def command(
     if dry_run:
         _print_plan(cluster, known, as_json)
         return
+    if known:
+        _meter(known)
     if known and known.launched:
         kept = _end_launched(known, yes, keep_logs, forget)
         stopped: ClusterRecord | None = known
@@ -50,6 +52,22 @@ def command(
         logs = f" Ray's logs are in {kept}." if kept else ""
         verified = " Nothing of it is left running." if stopped.launched and not forget else ""
         click.echo(f"Cluster `{cluster}` is down.{verified}{logs}")
+
+
+def _meter(known: ClusterRecord) -> None:
+    """Count its nodes until now, also if no controller was looking."""
+    from manta import state as states
+
+    file = states.file_of(states.url())
+    if file is not None and not file.exists():
+        return  # no job was ever sent from here
+    from manta.cluster import record
+    from manta.jobs import metering
+
+    try:
+        metering.last_look(states.open_state(), record.find(known.name))
+    except MantaError:  # it is silent, or the database is: what was seen last counts
+        return
 
 
 def _end_here(

@@ -52,7 +52,12 @@ class Budget:
     def words(self) -> str:
         """What is spent, for people."""
         span = "in all" if self.per == "total" else f"a {self.per}"
-        return f"{self.spent_usd:.2f} of {self.usd:.2f} USD {span}"
+        return f"{money(self.spent_usd)} of {money(self.usd)} USD {span}"
+
+
+def money(usd: float) -> str:
+    """An amount for people: cents, and what is less than a dollar to three digits."""
+    return f"{usd:.3g}" if 0 < usd < 1 else f"{usd:.2f}"
 
 
 def load(state: State) -> list[Budget]:
@@ -79,7 +84,7 @@ def put(state: State, team: str, usd: float, per: Per, at_limit: AtLimit, actor:
         connection.execute(table.delete().where(table.c.team == team))
         connection.execute(table.insert().values(**vars(budget)))
         span = "in all" if per == "total" else f"a {per}"
-        text = f"team {team}: {usd:g} USD {span}, then {at_limit}"
+        text = f"team {team}: {money(usd)} USD {span}, then {at_limit}"
         _note(connection, actor, "budget set", text)
         _tell(connection, wanted, budget)
     return budget

@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from manta.cluster import record
+from manta.cluster import dashboard, record
 from manta.cluster.dashboard import Node
 from manta.cluster.record import ClusterRecord
 from manta.jobs import rates
@@ -23,7 +23,7 @@ from manta.jobs.books import SLOT
 from manta.jobs.costs import NodeTime, Rate
 from manta.jobs.lease import Lease
 from manta.jobs.watch import Sight
-from manta.state import State
+from manta.state import State, now
 from manta.state import nodes as table
 
 EXTEND_S = 30.0
@@ -122,6 +122,16 @@ class Meter:
         with self._state.write() as connection:
             self._lease.check(connection)
             _lose(connection, table.c.cluster_id.in_(gone), (), at)
+
+
+def last_look(state: State, cluster: ClusterRecord) -> None:
+    """Note that the nodes that are written down are still there: they are about to be ended.
+
+    For when no controller looks. Raises MantaError if the cluster or the database is silent.
+    """
+    alive = [node.id for node in dashboard.nodes(cluster) if node.state == "ALIVE"]
+    with state.write() as connection:  # no lease: a later `seen_at` can only be truer
+        _extend(connection, cluster.cluster_id, alive, now())
 
 
 def read(state: State, since: float, until: float, clusters: Sequence[str] = ()) -> list[NodeTime]:

@@ -7,6 +7,7 @@ it and wins entry by entry, so negotiated prices need only the lines that differ
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,12 +143,16 @@ def default_paths() -> tuple[Path, ...]:
     """The dated files of `cluster/prices/` in the working directory, or else in this checkout.
 
     Undated files there (`onprem-example.yaml`) are for `--prices` and are not read by themselves.
+    After them come all files of `~/.manta/prices/`: the user's own, which win entry by entry
+    wherever a price is needed, in a service too.
     """
+    home = Path(os.environ.get("MANTA_HOME") or Path.home() / ".manta")
+    own = sorted((home / "prices").glob("*.yaml"))
     for root in (Path.cwd(), Path(__file__).parents[4]):
         found = sorted((root / "cluster" / "prices").glob("*-20[0-9][0-9]-[0-9]*.yaml"))
         if found:
-            return tuple(found)
-    return ()
+            return (*found, *own)
+    return tuple(own)
 
 
 def load_catalog(paths: Iterable[str | Path] | None = None) -> Catalog:
