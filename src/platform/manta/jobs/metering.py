@@ -46,6 +46,8 @@ class Meter:
         self._looked_at: dict[str, float] = {}
         self._written_at: dict[str, float] = {}
         self._told: dict[str, frozenset[tuple[str, str]]] = {}
+        self._there: set[str] = set()
+        self._closed_at = 0.0
 
     def take_in(self, sights: Mapping[str, Sight], at: float) -> None:
         """Write down what has changed until `at`, UTC seconds. Raises LeaseLost, StateError."""
@@ -55,7 +57,10 @@ class Meter:
         there = {sight.cluster_id for sight in sights.values() if not sight.is_gone}
         on_record = {known.cluster_id for known in record.load_all()}
         gone = {sight.cluster_id for sight in sights.values() if sight.is_gone}
-        self._close_others(there | (on_record - gone), at)
+        there |= on_record - gone
+        if there != self._there or not self._closed_at <= at < self._closed_at + EXTEND_S:
+            self._close_others(there, at)
+            self._there, self._closed_at = there, at
 
     def _take_in(self, cluster: ClusterRecord, sight: Sight, at: float) -> None:
         if self._looked_at.get(sight.cluster_id) == sight.resources_at:
