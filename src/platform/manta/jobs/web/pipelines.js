@@ -4,8 +4,7 @@ import * as api from "./api.js";
 import { badge, duration, h, mark, svgLink, when } from "./ui.js";
 
 const PAGE = 10;
-const STEP = { width: 136, height: 46, across: 44, down: 18 };
-const DONE = new Set(["SUCCEEDED", "FAILED", "STOPPED"]);
+const STEP = { width: 136, height: 46, across: 38, down: 18 };
 
 export const title = () => "Pipelines";
 
@@ -60,14 +59,14 @@ function graph(run, now) {
   for (const step of run.steps) depth[step.name] = 1 + Math.max(-1, ...step.needs.map((n) => depth[n] ?? 0));
   const layers = [];
   for (const step of run.steps) (layers[depth[step.name]] ??= []).push(step);
-  const wide = layers.length * (STEP.width + STEP.across);
+  const wide = layers.length * (STEP.width + STEP.across) + 40;
   const isDownwards = wide > document.getElementById("content").clientWidth;
   const spots = isDownwards ? placeDown(layers) : placeAcross(layers);
   const [width, height] = extent(spots);
   const edges = run.steps.flatMap((step) =>
     step.needs.map((need) => edge(spots[need], spots[step.name], isDownwards)),
   );
-  const told = run.steps.map((step) => `${step.name} ${word(step)}`).join(", ");
+  const all = run.steps.map((step) => `${step.name} ${word(step)}`).join(", ");
   return h(
     "svg",
     {
@@ -76,7 +75,7 @@ function graph(run, now) {
       width,
       height,
       role: "group",
-      "aria-label": `Steps: ${told}`,
+      "aria-label": `Steps: ${all}`,
     },
     edges,
     run.steps.map((step) => node(step, spots[step.name], now)),
@@ -129,7 +128,7 @@ function node(step, { x, y }, now) {
     h("title", {}, `${step.name}: ${word(step)} ${step.message}`),
     h("rect", { x: x + 1, y: y + 1, width: STEP.width, height: STEP.height, rx: 8 }),
     h("text", { x: x + 12, y: y + 20, class: "name" }, short(step.name)),
-    h("text", { x: x + 12, y: y + 37, class: "state" }, `${mark(step.state)} ${word(step)}${time(step, now)}`),
+    h("text", { x: x + 12, y: y + 37, class: "state" }, `${mark(step.state)} ${told(step, now)}`),
   ];
   const kind = `step ${(step.state || "none").toLowerCase()}`;
   if (!step.job_id || !step.state) return h("g", { class: kind }, box);
@@ -141,10 +140,11 @@ function word(step) {
   return step.state ? step.state.toLowerCase() : step.job_id ? "not yet" : "deploy";
 }
 
-function time(step, now) {
-  if (step.started_at == null || step.message === "unchanged") return "";
-  const end = DONE.has(step.state) ? step.ended_at : now;
-  return `, ${duration(end - step.started_at)}`;
+/** A word, or how long, with the state's sign; the whole is in the title. */
+function told(step, now) {
+  const isTimed = step.started_at != null && ["RUNNING", "SUCCEEDED"].includes(step.state);
+  if (!isTimed || step.message === "unchanged") return word(step);
+  return duration((step.ended_at ?? now) - step.started_at);
 }
 
 const short = (name) => (name.length > 15 ? `${name.slice(0, 14)}…` : name);

@@ -87,6 +87,10 @@ export const jobLink = (id) => h("a", { href: `#/jobs/${encodeURIComponent(id)}`
 /** Seconds as people say them: 42 s, 3 min 20 s, 2 h 5 min, 3 d 4 h. */
 export function duration(seconds) {
   if (seconds == null) return "–";
+  return spoken(seconds).replaceAll(" ", "\u00A0"); // never broken over two lines
+}
+
+function spoken(seconds) {
   const s = Math.max(0, Math.floor(seconds));
   if (s < 60) return `${s} s`;
   if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;

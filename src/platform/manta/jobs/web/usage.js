@@ -6,6 +6,8 @@ import { amount, gauge, h, jobLink, section, table } from "./ui.js";
 const NUM_ROWS = 200;
 const COSTS = { node_seconds: "Node-hours", usd: "USD", kwh: "kWh", kgco2e: "kgCO₂e" };
 
+const AT_LIMIT = { hold: "new jobs wait", stop: "running jobs are stopped" };
+
 export const title = () => "Usage";
 
 /** Sums over many jobs cost the server something: read anew now and then only. */
@@ -94,6 +96,6 @@ function budgetCard(budget) {
     { class: "card", "data-key": budget.team },
     h("h3", {}, budget.team),
     gauge("usd", `${spent} of ${amount(budget.usd)} USD this ${budget.per}`, budget.spent_usd / budget.usd),
-    h("p", {}, `${budget.state}; at the limit: ${budget.at_limit} jobs`),
+    h("p", {}, `${budget.state}; at the limit ${AT_LIMIT[budget.at_limit]}`),
   );
 }
