@@ -7,8 +7,9 @@ is the gap between two pieces of a stream that hold text.
 
     python bench/serving.py [--json FILE] [--repetitions N]
 
-The endpoint is `serve_apps/llm.yaml` on a cluster of `manta up`, API keys included. Its fast path is
-on; RAY_SERVE_ENABLE_HA_PROXY=0 and its companions in the environment switch it off, to compare.
+The endpoint is `serve_apps/llm.yaml`, held at one replica, on a cluster of `manta up`, API keys
+included. Its fast path is on; RAY_SERVE_ENABLE_HA_PROXY=0 and its companions in the environment
+switch it off, to compare.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def measure(repetitions: int) -> dict[str, Any]:
         config = yaml.safe_load((PROJECT / "serve_apps" / "llm.yaml").read_text())
         llm = config["applications"][0]["args"]["llm_configs"][0]
         llm["model_loading_config"] = {"model_id": MODEL, "model_source": MODEL}
+        # One engine on each side: a second, starting on the same cores, would be measured too.
+        llm["deployment_config"]["autoscaling_config"]["max_replicas"] = 1
         model = write_model(str(folder / "storage"))
         began = time.perf_counter()
         bare = stack.enter_context(bare_server(folder, model, llm))
