@@ -25,6 +25,7 @@ from manta.cli import jobs as jobs_command
 from manta.cli import usage as usage_command
 from manta.cli.main import _exit_code
 from manta.cluster import record
+from manta.errors import InputError
 from manta.jobs import (
     access,
     accounts,
@@ -44,7 +45,7 @@ from manta.jobs.access import Role
 from manta.jobs.budgets import BELOW, REACHED, WARNED, Budget
 from manta.jobs.controller import Controller, Options
 from manta.jobs.lease import Lease, LeaseLost
-from manta.jobs.model import Cause, JobState
+from manta.jobs.model import Cause, Job, JobState
 from manta.plan.clusters import read_cluster
 from manta.plan.demand import parse_demand
 from manta.plan.nodes import plan_cluster
@@ -176,7 +177,7 @@ def test_who_has_lost_the_lease_changes_no_budget(state: State, lease: Lease) ->
 def test_an_amount_that_makes_no_sense_is_refused_and_nothing_changes(
     state: State, usd: float
 ) -> None:
-    with pytest.raises(states.InputError, match="write an amount above 0"):
+    with pytest.raises(InputError, match="write an amount above 0"):
         budgets.put(state, "ml", usd, "month", "hold", "ann")
     assert budgets.load(state) == []
 
@@ -230,7 +231,7 @@ class Site:
             assert time.monotonic() < deadline, what
             time.sleep(0.02)
 
-    def until_state(self, job_id: str, wanted: JobState) -> store.Job:
+    def until_state(self, job_id: str, wanted: JobState) -> Job:
         def there() -> bool:
             job = queries.find(self.state, job_id)  # one of plain Ray is seen a moment later
             return job is not None and job.state is wanted
@@ -405,6 +406,7 @@ def test_on_a_launched_cluster_the_price_is_the_plans_for_the_jobs_share_of_its_
     catalog = load_catalog()
     planned = plan_cluster(read_cluster(aws, catalog), gpu, catalog)
     price = own_budget.usd_per_hour(replace(ray.record, launched=launched), gpu)
+    assert price is not None
     assert price == pytest.approx(planned.usd_per_hour)  # all GPUs of what it needs
     two_of_eight = own_budget.usd_per_hour(
         replace(ray.record, launched=launched), parse_demand('{"CPU": 2}')
