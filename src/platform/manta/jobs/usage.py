@@ -1,7 +1,7 @@
 """What jobs have held, and for how long: resource-hours by team, user or job.
 
 Held is what the job asked for, as the scheduling pass counts it, from the start of each attempt to
-its end. It is no bill: what a cluster costs while nothing runs is nobody's here.
+its end. It is no bill: what that cost of the nodes there were is in `spending`.
 """
 
 from __future__ import annotations
