@@ -146,9 +146,12 @@ class _Site:
     """Of one second of all nodes at full load; no GPU-hours, which are the jobs' own."""
     idle: Cost = field(default_factory=Cost)
     """The same without load."""
-    shares: list[tuple[Held, float]] = field(default_factory=list)
+    pays: list[tuple[str, float, float]] = field(default_factory=list)
+    """Owner, its share of the nodes, and its GPUs."""
     paid_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Owner → seconds × share since the nodes last changed: they change seldom, jobs often."""
+    parts: dict[Needs, tuple[float, float]] = field(default_factory=dict)
+    """Needs → share and GPUs, of the nodes as they are: most jobs are alike."""
 
     def change(self, begins: bool, item: NodeTime | Held) -> None:
         items: list[NodeTime] | list[Held]
@@ -159,12 +162,21 @@ class _Site:
             items.remove(item)  # type: ignore[arg-type]
         if isinstance(item, NodeTime):
             self._count_nodes()
-        shares = [(holder, share(holder.needs, self.capacity)) for holder in self.held]
-        scale = 1.0 / max(1.0, sum(part for _, part in shares))
-        self.shares = [(holder, part * scale) for holder, part in shares]
+        parts = [(holder.owner, *self._part(holder.needs)) for holder in self.held]
+        most, gpus = self.capacity, sum(amount for _, _, amount in parts)
+        scale = 1.0 / max(1.0, sum(part for _, part, _ in parts))
+        gpu_scale = min(1.0, most.get("GPU", 0.0) / gpus) if gpus else 0.0
+        self.pays = [(owner, part * scale, n * gpu_scale) for owner, part, n in parts]
+
+    def _part(self, needs: Needs) -> tuple[float, float]:
+        if needs not in self.parts:
+            gpus = next((amount for name, amount in needs if name == "GPU"), 0.0)
+            self.parts[needs] = share(needs, self.capacity), gpus
+        return self.parts[needs]
 
     def _count_nodes(self) -> None:
         self.capacity, self.busy, self.idle = {}, Cost(), Cost()
+        self.parts.clear()
         for node in self.nodes:
             for name, amount in node.resources.items():
                 self.capacity[name] = self.capacity.get(name, 0.0) + amount
@@ -184,16 +196,15 @@ def _walk(changes: Sequence[tuple[float, bool, NodeTime | Held]], found: dict[st
 
 
 def _charge(site: _Site, span_s: float, found: dict[str, Cost]) -> None:
-    gpus = site.capacity.get("GPU", 0.0)
-    asked = [dict(holder.needs).get("GPU", 0.0) for holder, _ in site.shares]
-    scale = min(1.0, gpus / sum(asked)) if sum(asked) else 0.0
-    rest = 1.0
-    for (holder, part), amount in zip(site.shares, asked, strict=True):
-        site.paid_s[holder.owner] += part * span_s
-        found[holder.owner].gpu_hours += amount * scale * span_s / HOUR_S
+    rest, gpus = 1.0, site.capacity.get("GPU", 0.0)
+    for owner, part, amount in site.pays:
+        site.paid_s[owner] += part * span_s
+        if amount:
+            found[owner].gpu_hours += amount * span_s / HOUR_S
         rest -= part
+        gpus -= amount
     site.paid_s[IDLE] += max(0.0, rest) * span_s
-    found[IDLE].gpu_hours += max(0.0, gpus - scale * sum(asked)) * span_s / HOUR_S
+    found[IDLE].gpu_hours += max(0.0, gpus) * span_s / HOUR_S
 
 
 def _settle(site: _Site, found: dict[str, Cost]) -> None:
