@@ -125,7 +125,7 @@ class Queue:
         self.cluster("local", CAPACITY)
         self.key = access.add(self.state, "page", Role.VIEWER, "ann@desk")
 
-    def cluster(self, name: str, resources: str, status: str = "up") -> None:
+    def cluster(self, name: str, resources: str, status: str = "up", ago_s: float = 0) -> None:
         """A controller has seen it."""
         store.see_cluster(
             self.state,
@@ -135,7 +135,7 @@ class Queue:
             storage_url=str(self.folder),
             status=status,
             resources=resources,
-            seen_at=states.now(),
+            seen_at=states.now() - ago_s,
         )
 
     def submit(self, job_id: str, **changes: object) -> Job:
@@ -224,7 +224,7 @@ def fill(queue: Queue) -> None:
     """A morning of two teams and a pipeline, as it might be seen."""
     at = states.now()
     queue.cluster("onprem", '{"slot": 16, "CPU": 256, "GPU": 16}')
-    queue.cluster("aws-spot", "{}", "gone")
+    queue.cluster("aws-spot", "{}", "gone", ago_s=5_160)
     for number, minutes in enumerate((310, 250, 190, 130, 70)):
         job = queue.submit(f"features-{number + 1:02d}", team="data", user="bob", shape=shape(8))
         _finish(queue, job, at - 60 * minutes, 60 * (31 + 3 * number), SUCCEEDED)
@@ -304,7 +304,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", nargs="+", metavar="FILE[=PAGE]")
     parser.add_argument("--width", type=int, default=1240)
-    parser.add_argument("--height", type=int, default=1160)
+    parser.add_argument("--height", type=int, default=1046)
     parser.add_argument("--dark", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="m-web-", dir="/tmp") as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 ODD = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>&amp;'
+VISITS = itertools.count()
 IN_TIME_S = 8  # two rounds of polling, on a busy machine
 
 
@@ -50,9 +52,10 @@ def chrome() -> Iterator[Chrome]:
 def page(chrome: Chrome, site: Site, queue: Queue) -> Iterator[Chrome]:
     """The queue's page, opened with the key; what the browser complained of fails the test."""
     size(chrome, 1240, 900)
-    chrome.get(site.url)
+    if not chrome.current_url.startswith(site.url):
+        chrome.get(site.url)
     chrome.execute_script("sessionStorage.setItem('manta-key', arguments[0])", queue.key)
-    chrome.refresh()
+    chrome.get(f"{site.url}?{next(VISITS)}")  # another address: loads anew
     shows(chrome, "What happened")
     chrome.get_log("browser")
     yield chrome
@@ -221,10 +224,10 @@ def test_a_hidden_tab_asks_for_nothing(page: Chrome, queue: Queue) -> None:
     hide += "document.dispatchEvent(new Event('visibilitychange'))"
     requests = "return performance.getEntriesByType('resource').length"
     page.execute_script(hide, True)
-    page.execute_async_script("setTimeout(arguments[0], 500)")  # what was under way
+    page.execute_async_script("setTimeout(arguments[0], 300)")  # what was under way
     before = page.execute_script(requests)
     queue.submit("unseen")
-    page.execute_async_script("setTimeout(arguments[0], 2600)")
+    page.execute_async_script("setTimeout(arguments[0], 2300)")
     assert page.execute_script(requests) == before
     page.execute_script(hide, False)
     shows(page, "unseen")
