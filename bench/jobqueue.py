@@ -168,7 +168,7 @@ def measure_size(num_jobs: int) -> dict[str, float]:
 def size(file: Path, num_jobs: int) -> dict[str, float]:
     """List, filter, load and schedule; milliseconds, and MiB of this process."""
     from manta import state as states
-    from manta.jobs import passes, queries
+    from manta.jobs import passes, queries, spending
     from manta.jobs.books import Shares
     from manta.jobs.model import JobState
     from manta.jobs.view import View
@@ -192,6 +192,7 @@ def size(file: Path, num_jobs: int) -> dict[str, float]:
     )
     result["refresh after nothing ms"] = _ms(view.refresh)
     result["memory MiB"] = psutil.Process().memory_info().rss / 2**20
+    result["what as many attempts cost ms"] = _ms(lambda: spending.report(state, "team", 0.0), 3)
     return result
 
 
@@ -205,7 +206,10 @@ def _ms(act: Callable[[], object], repetitions: int = 7) -> float:
 
 
 def fill(file: Path, num_jobs: int) -> None:
-    """Write a state with so many queued jobs, of many users, on three clusters."""
+    """Write a state with so many queued jobs, of many users, on three clusters of ten nodes.
+
+    Each has an attempt behind it.
+    """
     from manta import state as states
     from manta.jobs.model import JobRequest
 
@@ -252,6 +256,29 @@ def fill(file: Path, num_jobs: int) -> None:
         )
     with state.write() as connection:
         connection.execute(states.jobs.insert(), rows)
+        connection.execute(states.attempts.insert(), [_attempt(row, chance) for row in rows])
+        connection.execute(states.nodes.insert(), [_node(number) for number in range(30)])
+
+
+def _attempt(job: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    """One that ran for up to ten minutes, some time within three weeks."""
+    row = dict.fromkeys(("cause", "message", "node_id"), "")
+    begun = chance.uniform(0, 21 * 86_400)
+    row |= {"job_id": job["id"], "submission_id": job["id"], "cluster": job["cluster"]}
+    row |= {"cluster_id": job["cluster"], "state": "SUCCEEDED", "resources": "{}"}
+    times = {"created_at": begun, "started_at": begun, "ended_at": begun + chance.uniform(0, 600)}
+    return row | times | {"number": 1, "exit_code": 0, "log_state": "complete"}
+
+
+def _node(number: int) -> dict[str, Any]:
+    """One of eight GPUs that was there all the time."""
+    texts = ("address", "node_type", "instance_type", "market", "price_source", "price_date")
+    row: dict[str, Any] = dict.fromkeys(texts, "")
+    cluster = ("east", "west", "north")[number % 3]
+    row |= {"cluster_id": cluster, "cluster": cluster, "node_id": f"n{number}"}
+    row |= {"resources": '{"CPU": 64, "GPU": 8, "slot": 16}', "unseen_s": 0.0}
+    row |= {"opened_at": 0.0, "seen_at": 21 * 86_400.0, "closed_at": None, "usd_per_hour": 30.0}
+    return row | {"idle_watts": 500, "full_watts": 3000, "pue": 1.1, "grid_gco2e_per_kwh": 300}
 
 
 if __name__ == "__main__":
