@@ -1,9 +1,9 @@
 """The platform's endpoint beside the bare vLLM server.
 
-Both serve the same small model with the same engine arguments, up at the same time, and are asked
-in turn by the same load generator: streamed completions of TOKENS tokens, from 1, 16 and 64
-clients, each of which sends its next request when the last is answered. Inter-token latency (ITL)
-is the gap between two pieces of a stream that hold text.
+Both serve the same small model with the same engine arguments, one after the other alone on the
+machine, and are asked by the same load generator: streamed completions of TOKENS tokens, from 1,
+16 and 64 clients, each of which sends its next request when the last is answered. Inter-token
+latency (ITL) is the gap between two pieces of a stream that hold text.
 
     python bench/serving.py [--json FILE] [--repetitions N]
 
@@ -24,8 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ REQUESTS = {1: 16, 16: 96, 64: 256}
 """Clients → requests of one repetition, over all clients."""
 START_TIMEOUT_S = 600
 HEADERS: dict[str, str] = {}
-"""Sent with each request: the API key, once there is one."""
+"""Sent with each request: the API key, once there is one. The bare server does not look at it."""
 SWITCHES = (
     "RAY_SERVE_ENABLE_HA_PROXY",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED",
@@ -78,37 +78,45 @@ def main() -> None:
 
 def measure(repetitions: int) -> dict[str, Any]:
     """Every repetition, and medians of the ratios, endpoint over bare server."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m-")))
+    with tempfile.TemporaryDirectory(prefix="m-") as name:
+        folder = Path(name)
         config = yaml.safe_load((PROJECT / "serve_apps" / "llm.yaml").read_text())
         llm = config["applications"][0]["args"]["llm_configs"][0]
         llm["model_loading_config"] = {"model_id": MODEL, "model_source": MODEL}
         # One engine on each side: a second, starting on the same cores, would be measured too.
         llm["deployment_config"]["autoscaling_config"]["max_replicas"] = 1
         model = write_model(str(folder / "storage"))
-        began = time.perf_counter()
-        bare = stack.enter_context(bare_server(folder, model, llm))
-        bare_start_s = time.perf_counter() - began
-        endpoint, endpoint_start_s = stack.enter_context(platform(folder, config))
-        urls = {"bare": bare, "endpoint": endpoint}
-        # The same for both; the bare server does not look at it.
-        key = (folder / "home" / "clusters" / "local" / "api_key").read_text().strip()
-        HEADERS["Authorization"] = f"Bearer {key}"
-        for url in urls.values():
-            ask(url, 16, 32)  # warm
-        runs = [
-            {"clients": clients, **{name: ask(url, clients, count) for name, url in urls.items()}}
+        rounds = [
+            {
+                "bare": measured(lambda: bare_server(folder, model, llm)),
+                "endpoint": measured(lambda: platform(folder, config)),
+            }
             for _ in range(repetitions)
-            for clients, count in REQUESTS.items()
         ]
+    runs = [
+        {"clients": clients, **{name: asked[clients] for name, (_, asked) in one.items()}}
+        for one in rounds
+        for clients in REQUESTS
+    ]
+    starts = [{name: start_s for name, (start_s, _) in one.items()} for one in rounds]
     return {
         "machine": machine(),
         "switches": {name: os.environ[name] for name in SWITCHES if name in os.environ},
         "tokens_per_request": TOKENS,
-        "start_s": {"bare": bare_start_s, "endpoint": endpoint_start_s},
+        "start_s": starts,
         "repetitions": runs,
         **ratios(runs),
+        "ratio_start": statistics.median(s["endpoint"] / s["bare"] for s in starts),
     }
+
+
+def measured(
+    server: Callable[[], AbstractContextManager[tuple[str, float]]],
+) -> tuple[float, dict[int, dict[str, float]]]:
+    """Start one of the two alone and ask it: its start in s, and its figures by clients."""
+    with server() as (url, start_s):
+        ask(url, 16, 32)  # warm
+        return start_s, {clients: ask(url, clients, n) for clients, n in REQUESTS.items()}
 
 
 def ratios(runs: list[dict[str, Any]]) -> dict[str, float]:
@@ -205,8 +213,9 @@ async def _ask(client: httpx.AsyncClient, url: str, number: int) -> Stream:
 
 
 @contextmanager
-def bare_server(folder: Path, model: str, llm: dict[str, Any]) -> Iterator[str]:
-    """vLLM's own OpenAI server with the endpoint's engine arguments; its base URL."""
+def bare_server(folder: Path, model: str, llm: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """vLLM's own server with the endpoint's engine arguments: its base URL, its start in s."""
+    began = time.perf_counter()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -225,7 +234,7 @@ def bare_server(folder: Path, model: str, llm: dict[str, Any]) -> Iterator[str]:
             if server.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"the bare server did not start:\n{(folder / 'bare.log').read_text()}")
             time.sleep(0.2)
-        yield url
+        yield url, time.perf_counter() - began
     finally:
         server.terminate()
         server.wait(30)
@@ -244,7 +253,10 @@ def platform(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, float]
     try:
         began = time.perf_counter()
         _manta(["deploy", str(file)], environment)
-        yield json.loads(up)["serve_url"], time.perf_counter() - began
+        start_s = time.perf_counter() - began
+        key = (folder / "home" / "clusters" / "local" / "api_key").read_text().strip()
+        HEADERS["Authorization"] = f"Bearer {key}"
+        yield json.loads(up)["serve_url"], start_s
     finally:
         _manta(["down", "--yes"], environment)
 

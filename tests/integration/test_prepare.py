@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from small_disk import small_disk
 
 from manta import storage
 from manta.workloads import packing, tokenizer
@@ -315,21 +314,9 @@ def test_a_run_that_is_killed_leaves_nothing_that_looks_whole_and_the_next_one_c
     assert hashes(dataset(tmp_path / "store"))
 
 
-@contextlib.contextmanager
-def tiny_disk(folder: Path) -> Iterator[None]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system of its own")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(job, tmp_path):
     glob = text_files(tmp_path / "in", 60)
-    with tiny_disk(tmp_path / "store"):
+    with small_disk(tmp_path / "store", "40k"):
         result = job(inputs=[glob], **SMALL)
         assert list((tmp_path / "store").rglob("*.parquet")) == []
     assert result.code == 1

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from small_disk import small_disk
 
 from manta import storage
 
@@ -306,6 +307,23 @@ def test_sharded_training_computes_what_replicated_does(
     lab.run("train", TRAIN, name="sharded", scaling={"parallel": "fsdp2"})
     assert lab.records("sharded")[-1]["loss"] == pytest.approx(undisturbed[-1]["loss"], rel=1e-3)
     storage.verify(lab.url("models", "sharded"), "model")
+
+
+def test_a_disk_that_fills_up_fails_the_run_which_goes_on_when_there_is_room(
+    lab: Lab, undisturbed: list[dict[str, float]]
+) -> None:
+    full = lab.at(str(lab.folder / "small"))
+    with small_disk(Path(full.root), "2m"):
+        write_dataset(full.root)
+        options = {"name": "full", "scaling": {"max_failures": 0}}
+        output = full.run("train", TRAIN, exit_code=1, **options)
+        assert "No space left on device" in output
+        assert "free some space" in output
+        assert not storage.exists(storage.join(full.url("models", "full"), storage.SEAL))
+        subprocess.run(["mount", "-o", "remount,size=50m", full.root], check=True)
+        full.run("train", TRAIN, **options)
+        assert_same_end(full.records("full"), undisturbed)
+        storage.verify(full.url("models", "full"), "model")
 
 
 @pytest.mark.parametrize(
