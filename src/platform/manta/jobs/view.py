@@ -36,8 +36,8 @@ class View:
             rows = connection.execute(query).all()
             self.changed = bool(rows)
             if rows:
-                self._seq = max(row.seq for row in rows)
                 self._reload(connection, {row.job_id for row in rows} - {""})
+                self._seq = max(row.seq for row in rows)  # last: an error is made up for then
 
     def put(self, job: Job) -> None:
         """Take in one job that was just written."""
@@ -70,11 +70,12 @@ class View:
 
     def _load(self) -> None:
         with self._state.read() as connection:
-            self._seq = connection.execute(sa.select(sa.func.max(events.c.seq))).scalar() or 0
+            newest = connection.execute(sa.select(sa.func.max(events.c.seq))).scalar() or 0
             self.waiting = Line(queries.read_waiting(connection))
             unfinished = jobs.c.state.in_([JobState.STARTING, JobState.RUNNING])
             ids = connection.execute(sa.select(jobs.c.id).where(unfinished)).scalars().all()
             self._reload(connection, ids)
+            self._seq = newest
 
     def _reload(self, connection: sa.Connection, ids: Iterable[str]) -> None:
         wanted = list(ids)
