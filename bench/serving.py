@@ -40,6 +40,9 @@ MODEL, TOKENS = "bench", 64
 REQUESTS = {1: 16, 16: 96, 64: 256}
 """Clients → requests of one repetition, over all clients."""
 START_TIMEOUT_S = 600
+RAY_WORKER_NICENESS = 15
+"""Ray's default: what a cluster runs gives way to others. So must bare server and load generator,
+or the generator, which shares two cores with both, would hold up only one of them."""
 HEADERS: dict[str, str] = {}
 """Sent with each request: the API key, once there is one. The bare server does not look at it."""
 SWITCHES = (
@@ -67,6 +70,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--repetitions", type=int, default=3)
     args = parser.parse_args()
+    os.nice(RAY_WORKER_NICENESS)
     result = measure(args.repetitions)
     print(table(summary(result)))
     for key, value in result.items():
