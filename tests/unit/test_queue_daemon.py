@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -31,9 +32,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("MANTA_STATE", raising=False)
     yield folder
     for process in psutil.Process().children():
-        if "queue" in process.cmdline():
-            process.kill()
-            process.wait()
+        with contextlib.suppress(psutil.NoSuchProcess):  # as one is that ended uncollected
+            if "queue" in process.cmdline():
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture
