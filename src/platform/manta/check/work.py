@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from manta.errors import Finding, InvalidSpec
 from manta.spec import WORKLOADS, Document, JobSpec, PipelineSpec, Step, load, read, script_of
+from manta.spec.expand import Expanded, expand
 
 
 def job(document: Document, spec: JobSpec, root: Path) -> Iterator[Finding]:
@@ -18,12 +19,26 @@ def pipeline(document: Document, spec: PipelineSpec, root: Path) -> Iterator[Fin
     """Findings of a pipeline file; `root` is the working directory that will be shipped."""
     yield from _names(document, spec)
     yield from _cycle(document, spec)
-    for index, step in enumerate(spec.steps):
-        path = ("steps", index)
-        if step.entrypoint:
-            yield from _entrypoint(document, path, step.entrypoint, step.config, root)
-        if step.deploy and not _is_file(root / step.deploy):
-            yield _missing(document, (*path, "deploy"), step.deploy, root)
+    try:
+        steps = expand(spec, document, None)
+    except InvalidSpec as error:
+        yield from error.findings
+        return
+    yield from dict.fromkeys(finding for one in steps for finding in _step(document, one, root))
+
+
+def _step(document: Document, expanded: Expanded, root: Path) -> Iterator[Finding]:
+    step, path = expanded.step, ("steps", expanded.index)
+    config = None if _is_open(step.config) else step.config
+    if step.entrypoint:
+        yield from _entrypoint(document, path, step.entrypoint, config, root)
+    if step.deploy and not _is_open(step.deploy) and not _is_file(root / step.deploy):
+        yield _missing(document, (*path, "deploy"), step.deploy, root)
+
+
+def _is_open(name: str | None) -> bool:
+    """Whether it names a parameter whose value only the run tells."""
+    return "${{" in (name or "")
 
 
 def _entrypoint(
@@ -119,11 +134,18 @@ def load_job(file: str, root: Path) -> JobSpec:
     return spec
 
 
-def load_pipeline(file: str, root: Path) -> PipelineSpec:
-    """A pipeline file without faults. Raises InvalidSpec with every finding."""
-    spec = load(file, PipelineSpec)
-    _refuse(pipeline(read(file), spec, root))
-    return spec
+def load_pipeline(file: str, root: Path, given: Mapping[str, str] | None = None) -> PipelineSpec:
+    """A pipeline file without faults, as it runs with the parameters that are given.
+
+    Raises:
+        InvalidSpec: with every finding.
+        InputError: a parameter is unknown or has no value.
+    """
+    spec, document = load(file, PipelineSpec), read(file)
+    _refuse(pipeline(document, spec, root))
+    expanded = expand(spec, document, given or {})
+    _refuse(finding for one in expanded for finding in _step(document, one, root))
+    return spec.model_copy(update={"steps": tuple(one.step for one in expanded)})
 
 
 def _refuse(findings: Iterator[Finding]) -> None:

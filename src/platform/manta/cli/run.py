@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from manta.cluster import record
 from manta.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from manta.cluster.record import ClusterRecord
     from manta.jobs.pipeline import Clients, StepResult
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog=output.example(
         "manta run configs/pipelines/quickstart.yaml",
+        "manta run sweep.yaml --param dataset=quickstart",
         "manta run configs/pipelines/quickstart.yaml --resume quickstart-20260102-030405-ab12",
     )
 )
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Take steps from earlier runs if code, config and the steps before are the same.",
 )
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Of the pipeline.")
 @click.option("--working-dir", default=".", show_default=True, help="Folder to ship.")
 @output.cluster_option
 @output.dry_run_option
@@ -44,6 +47,7 @@ def command(
     pipeline: str,
     resume: str | None,
     skip_unchanged: bool,
+    params: tuple[str, ...],
     working_dir: str,
     cluster: str,
     dry_run: bool,
@@ -53,18 +57,28 @@ def command(
     root = Path(working_dir).resolve()
     if not root.is_dir():
         raise InputError(f"--working-dir {working_dir} is not a folder")
+    given = dict(map(_param, params))
     if dry_run:
-        plan = _plan(pipeline, root, resume)
+        plan = _plan(pipeline, root, resume, given)
         for step in plan.steps:
             click.echo(step.action.ray_command())
         return 0
-    return _run(pipeline, root, resume, record.find(cluster), as_json, skip_unchanged)
+    target = record.find(cluster)
+    return _run(pipeline, root, resume, given, target, as_json, skip_unchanged)
+
+
+def _param(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InputError(f"--param {text}: not NAME=VALUE", "e.g. --param dataset=quickstart")
+    return name, value
 
 
 def _run(
     pipeline: str,
     root: Path,
     resume: str | None,
+    given: Mapping[str, str],
     target: ClusterRecord,
     as_json: bool,
     skip_unchanged: bool,
@@ -72,7 +86,9 @@ def _run(
     from manta.jobs import pipeline as pipelines
 
     target.use()
-    plan = _plan(pipeline, root, resume)
+    plan = _plan(pipeline, root, resume, given)
+    options = [f"--param={name}={value}" for name, value in given.items()]
+    again = shlex.join(["manta", "run", pipeline, *options, "--resume", plan.run_id])
     previous = pipelines.load(plan.run_id) if resume else {}
     clients = _clients(target, root)
     pipelines.begin(plan) if not resume else None
@@ -83,7 +99,7 @@ def _run(
             plan, clients, watcher, previous, skip_unchanged=skip_unchanged
         )
     except KeyboardInterrupt:
-        _leave(plan, watcher, pipeline)
+        _leave(watcher, again)
         raise
     total_s = time.monotonic() - started
     if as_json:
@@ -94,16 +110,16 @@ def _run(
         _print_summary(plan, results, total_s, target)
     if results[-1].succeeded:
         return 0
-    output.say(f"Try the rest again: manta run {pipeline} --resume {plan.run_id}")
+    output.say(f"Try the rest again: {again}")
     return 1
 
 
-def _plan(pipeline: str, root: Path, resume: str | None) -> RunPlan:
+def _plan(pipeline: str, root: Path, resume: str | None, given: Mapping[str, str]) -> RunPlan:
     from manta.check import work
     from manta.jobs.pipeline import run_folder
     from manta.plan.jobs import plan_run
 
-    spec = work.load_pipeline(pipeline, root)
+    spec = work.load_pipeline(pipeline, root, given)
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_id = resume or f"{spec.name}-{now}-{secrets.token_hex(2)}"
     return plan_run(
@@ -125,12 +141,12 @@ def _clients(target: ClusterRecord, root: Path) -> Clients:
     )
 
 
-def _leave(plan: RunPlan, watcher: _Terminal, pipeline: str) -> None:
+def _leave(watcher: _Terminal, again: str) -> None:
     from manta.plan.jobs import JobPlan
 
     if watcher.current and isinstance(watcher.current.action, JobPlan):
         watch.leave(watcher.current.action.submission_id)
-    output.say(f"Go on with the run: manta run {pipeline} --resume {plan.run_id}")
+    output.say(f"Go on with the run: {again}")
 
 
 def _print_summary(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -101,6 +101,10 @@ class JobSpec(Work):
     """How long it waits for place on one of them before it goes to another that has some."""
 
 
+Scalar = str | bool | int | float
+"""A value of a parameter or matrix."""
+
+
 class Step(Work):
     """One step of a pipeline: a Ray job (`entrypoint`) or a Serve config (`deploy`)."""
 
@@ -110,6 +114,10 @@ class Step(Work):
     entrypoint: str | None = Field(None, min_length=1)
     deploy: str | None = None
     """Path of a Ray Serve config to apply and wait for."""
+    matrix: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
+    """Key → values: the step runs once for each combination, see `expand`."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Step:
@@ -122,6 +130,8 @@ class PipelineSpec(Spec):
     """Steps, run in the order that `needs` allows: `manta run PIPELINE.yaml`."""
 
     name: Name
+    params: dict[str, Scalar | None] = Field(default_factory=dict)
+    """Parameter → value, which `--param` replaces; one without must be given."""
     steps: tuple[Step, ...] = Field(min_length=1)
 
 
