@@ -14,7 +14,7 @@ import pytest
 from ray.serve._private import haproxy_templates
 
 from manta.cluster import credentials, haproxy, local
-from manta.cluster.ports import WELL_KNOWN, choose, is_free, require_free
+from manta.cluster.ports import WELL_KNOWN, choose, free, is_free, require_free
 from manta.errors import InputError
 
 PORTS = choose({"gcs": 7001, "dashboard": 7002, "serve": 7003}, automatic=True)
@@ -63,6 +63,26 @@ def test_haproxy_starts_with_metrics_and_statistics_on_loopback_only(tmp_path):
     binds = [line.split()[1] for line in lines if line.strip().startswith("bind ")]
     # Its own frontend is bound to what Serve's http_options say.
     assert binds == ["127.0.0.1:9101", "*:9101", "*:9101", "127.0.0.1:9101"]
+
+
+def test_haproxy_is_not_told_to_hold_more_connections_than_it_may_open_files(tmp_path):
+    program = haproxy.binary()
+    if program is None:
+        pytest.skip("no HAProxy on this platform")
+    (port,) = free(1, ())
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        "global\n    maxconn 4096\n    nbthread 1\n"
+        "defaults\n    mode http\n    timeout client 1s\n"
+        f"frontend f\n    bind 127.0.0.1:{port}\n    http-request return status 200\n"
+    )
+    haproxy.write_script(tmp_path / "h", program)
+    start = f"ulimit -n 1024; timeout 1 %s -db -f {config}"
+    runs = ["bash", "-c", start % (tmp_path / "h" / haproxy.SCRIPT)]
+    refused = ["bash", "-c", start % program]
+    assert subprocess.run(refused, capture_output=True).returncode == 1
+    assert subprocess.run(runs, capture_output=True).returncode == 124  # until it was ended
+    assert "maxconn 412" in config.read_text()
 
 
 def test_everything_is_bound_to_loopback_and_authenticated():

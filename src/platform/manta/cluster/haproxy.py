@@ -24,12 +24,17 @@ SWITCHES = {
 }
 
 _SCRIPT = r"""#!/bin/sh
-# Closes HAProxy's metrics and statistics to other machines, then becomes HAProxy.
+# Closes HAProxy's metrics and statistics to other machines, then becomes HAProxy, which does not
+# start where it may not open two files for each connection that it is told to hold.
+files=$(ulimit -Hn)
+[ "$files" = unlimited ] && files=1000000
+most=$(((files - 200) / 2))
 last=
 for word; do
     if [ "$last" = -f ]; then
         sed -i -e '/^frontend prometheus/,/^ *mode/ s/bind :/bind 127.0.0.1:/' \
             -e '/^listen stats/,$ s/bind \*:/bind 127.0.0.1:/' "$word"
+        [ "$most" -ge 4096 ] || sed -i "s/^\( *maxconn\) .*/\1 $most/" "$word"
     fi
     last=$word
 done
