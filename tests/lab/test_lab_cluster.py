@@ -197,25 +197,25 @@ def test_status_tells_events_and_cost(laptop):
     assert "price is not known" in done.stdout
 
 
-def test_down_names_a_host_that_is_off_and_keeps_the_record(laptop):
+def test_down_names_a_host_that_is_off_and_keeps_the_record_and_the_logs(laptop):
     off = next(h for h in laptop.lab.hosts[1:] if h.address not in laptop.workers(NAME))
     laptop.lab.power_off(off)
     asked = laptop.run("manta", "down", "--name", NAME)
     assert asked.returncode == 2
     assert "--yes" in asked.stderr
-    done = laptop.run("manta", "down", "--name", NAME, "--yes")
+    done = laptop.run("manta", "down", "--name", NAME, "--yes", "--keep-logs")
     assert done.returncode == 1
     assert f"{off.address}: cannot be asked" in done.stderr
+    (kept,) = (laptop.home / f".manta/clusters/{NAME}").glob("ray-logs-*")
+    assert str(kept) in done.stderr
+    assert (kept / laptop.lab.hosts[0].address / "monitor.log").stat().st_size > 1000
+    assert list(kept.glob("*/job-driver-sum.log"))
     laptop.lab.power_on(off)
 
 
 def test_down_leaves_nothing_on_any_host_and_forgets_the_cluster(laptop):
-    done = laptop.run("manta", "down", "--name", NAME, "--yes", "--keep-logs")
+    done = laptop.run("manta", "down", "--name", NAME, "--yes")
     assert done.returncode == 0, done.stderr
-    (kept,) = (laptop.home / f".manta/clusters/{NAME}").glob("ray-logs-*")
-    assert str(kept) in done.stdout
-    assert (kept / laptop.lab.hosts[0].address / "monitor.log").stat().st_size > 1000
-    assert list(kept.glob("*/job-driver-sum.log"))
     for host in laptop.lab.hosts:
         assert ray_processes(laptop.lab, host) == []
         assert not (host.folder / "home/ray_bootstrap_key.pem").exists()

@@ -39,17 +39,17 @@ def command(
     if known:
         _meter(known)
     if known and known.launched:
-        kept = _end_launched(known, yes, keep_logs, forget)
+        _end_launched(known, yes, keep_logs, forget)
         stopped: ClusterRecord | None = known
     else:
         stopped = _end_here(cluster, known, yes, keep_logs)
-        kept = stopped.temp_dir if keep_logs and stopped else ""
     if as_json:
         output.print_json({"cluster": cluster, "stopped": stopped is not None})
     elif stopped is None:
         click.echo(f"Cluster `{cluster}` is not up.")
     else:
-        logs = f" Ray's logs are in {kept}." if kept else ""
+        is_here = keep_logs and not stopped.launched
+        logs = f" Ray's logs are in {stopped.temp_dir}." if is_here else ""
         verified = " Nothing of it is left running." if stopped.launched and not forget else ""
         click.echo(f"Cluster `{cluster}` is down.{verified}{logs}")
 
@@ -81,8 +81,7 @@ def _end_here(
         return local.down(cluster, keep_logs=keep_logs)
 
 
-def _end_launched(known: ClusterRecord, yes: bool, keep_logs: bool, forget: bool) -> str:
-    """End it; returns where Ray's logs are kept, or nothing."""
+def _end_launched(known: ClusterRecord, yes: bool, keep_logs: bool, forget: bool) -> None:
     from manta.cluster import kept_logs, landing, tunnel
     from manta.cluster.local import lock
 
@@ -95,10 +94,14 @@ def _end_launched(known: ClusterRecord, yes: bool, keep_logs: bool, forget: bool
                 raise
             output.say(f"{error.what}; what runs there cannot be told.")
             _confirm(f"End cluster `{known.name}`?")
-    kept = str(kept_logs.keep(tunnel.ensure(known), output.say)) if keep_logs else ""
+    if keep_logs:
+        try:
+            kept_logs.keep(tunnel.ensure(known), output.say)
+        except MantaError as error:
+            fix = "nothing was ended; without --keep-logs it is"
+            raise MantaError(f"Ray's logs cannot be kept: {error.what}", fix) from None
     with lock(known.name), output.progress(f"Ending cluster `{known.name}`"):
         landing.execute(known, unverified=forget)
-    return kept
 
 
 def _ask(known: ClusterRecord, lost: list[str]) -> None:

@@ -15,6 +15,7 @@ def keep(cluster: ClusterRecord, tell: Callable[[str], None]) -> Path:
     """Copy the log files of all nodes that are alive; returns the folder, with one for each node.
 
     What cannot be copied is told and left out. Raises MantaError if the cluster is silent.
+    `tell` hears where they are, too.
     """
     now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     folder = record.home() / "clusters" / cluster.name / f"ray-logs-{now}"
@@ -31,6 +32,7 @@ def keep(cluster: ClusterRecord, tell: Callable[[str], None]) -> Path:
         for name in names:
             _keep_one(cluster, node, name, folder / node.address, tell)
         tell(f"{node.address}: {len(names)} files of logs")
+    tell(f"Ray's logs are kept in {folder}")  # now: what follows may fail
     return folder
 
 
