@@ -98,7 +98,12 @@ def test_parameters_that_lack_or_are_unknown_are_told(
         ("entrypoint: x, environment: {A: '${{ a }}'}", "p.yaml:3: `${{ a }}` stands for nothing"),
         ("entrypoint: x, matrix: {a: [1, '1']}", "p.yaml:3: two steps run as `s-1`"),
         ("entrypoint: x, matrix: {a: []}", "p.yaml:3: `steps.0.matrix.a` is []"),
-        ("entrypoint: x, matrix: {a: 3}", "p.yaml:3: "),
+        (
+            "entrypoint: x, matrix: {a: 3}",
+            "p.yaml:3: `steps.0.matrix.a` is 3; input should be a list",
+        ),
+        ("entrypoint: x, matrix: {a: [[1]]}", "p.yaml:3: `steps.0.matrix.a.0`: not one value"),
+        ("entrypoint: x, matrix: {a: [null]}", "p.yaml:3: `steps.0.matrix.a.0`"),
         (
             f"entrypoint: x, matrix: {{a: {list(range(40))}, b: {list(range(40))}}}",
             "more than 1000 steps",
@@ -111,7 +116,8 @@ def test_what_stands_for_nothing_or_is_too_much_is_told_with_its_line(
     with pytest.raises(InvalidSpec) as refused:
         steps(tmp_path, f"name: p\nsteps:\n  - {{name: s, {step}}}\n")
     lines = [str(finding) for finding in refused.value.findings]
-    assert any(told in line for line in lines), lines
+    assert len(lines) == 1, lines
+    assert told in lines[0]
 
 
 def test_the_check_of_a_file_needs_no_values(tmp_path: Path) -> None:

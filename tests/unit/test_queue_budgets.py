@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from fake_ray import FakeRay
 from fastapi.testclient import TestClient
-from queue_state import postgresql, request
+from queue_state import request
 
 import manta
 from manta import state as states
@@ -59,34 +58,6 @@ PRICES = (
     "instance_types:\n  local: {{num_cpus: 4, memory_gib: 32, idle_watts: 100, full_watts: 400,\n"
     "    power_source: meter, owned: {{capital_usd: {capital:g}, lifetime_years: 1}}}}\n"
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgresql() as folder:
-        yield folder
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[State]:
-    if request.param == "sqlite":
-        opened = states.open_state(f"sqlite:///{tmp_path}/state.db")
-        yield opened
-    else:
-        if find_spec("psycopg") is None:
-            pytest.skip("no PostgreSQL driver: psycopg is not installed")
-        folder = request.getfixturevalue("server")
-        opened = states.open_state(f"postgresql+psycopg://manta@/postgres?host={folder}")
-        yield opened
-        states.metadata.drop_all(opened.engine)
-    opened.close()
-
-
-@pytest.fixture
-def lease(state: State) -> Lease:
-    taken = leases.acquire(state)
-    assert taken is not None
-    return taken
 
 
 def spend(state: State, lease: Lease, usd: float, *, team: str = "ml", age_s: float = 0.0) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -23,13 +22,6 @@ from manta.state import State
 
 def at(text: str, zone: str = "UTC") -> float:
     return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)).timestamp()
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[State]:
-    opened = states.open_state(f"sqlite:///{tmp_path}/state.db")
-    yield opened
-    opened.close()
 
 
 def entry(line: str = "0 3 * * *", checked: str = "2026-11-01T00:00", zone: str = "UTC") -> Entry:
@@ -147,3 +139,25 @@ def test_the_command_refuses_a_bad_line_before_anything_else(tmp_path: Path) -> 
     assert done.returncode == 2
     assert "cron line `0 25 * * *`" in done.stderr
     assert not (tmp_path / "state.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["A B", "* * * * *", "--", "true"], "`A B` cannot be a job's id"),
+        (["n", "* * * * *", "--working-dir", "gone", "--", "true"], "gone is not a folder"),
+        (["n", "* * * * *", "gone.yaml"], "gone.yaml: cannot be read"),
+    ],
+)
+def test_what_cannot_be_submitted_is_told_in_one_line(
+    tmp_path: Path, words: list[str], told: str
+) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("manta"), "cron", "add", *words],
+        env={**os.environ, "MANTA_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1

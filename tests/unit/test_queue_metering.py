@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from fake_ray import FakeRay
-from queue_state import postgresql, request
+from queue_state import request
 
 import manta
 from manta import state as states
@@ -29,34 +28,6 @@ from manta.state import State
 
 RATE = Rate(usd_per_hour=3.6, source="list", date="2026-07-20")
 NOW = 1_800_000_000.0
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgresql() as folder:
-        yield folder
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[State]:
-    if request.param == "sqlite":
-        opened = states.open_state(f"sqlite:///{tmp_path}/state.db")
-        yield opened
-    else:
-        if find_spec("psycopg") is None:
-            pytest.skip("no PostgreSQL driver: psycopg is not installed")
-        folder = request.getfixturevalue("server")
-        opened = states.open_state(f"postgresql+psycopg://manta@/postgres?host={folder}")
-        yield opened
-        states.metadata.drop_all(opened.engine)
-    opened.close()
-
-
-@pytest.fixture
-def lease(state: State) -> Lease:
-    taken = leases.acquire(state)
-    assert taken is not None
-    return taken
 
 
 @pytest.fixture

@@ -6,13 +6,11 @@ import shutil
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from queue_state import postgresql, request
+from queue_state import request
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -25,34 +23,6 @@ from manta.jobs.model import Cause, JobState, check_id, submission_id
 from manta.jobs.policy import Outcome
 from manta.jobs.view import View
 from manta.state import State
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgresql() as folder:
-        yield folder
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[State]:
-    if request.param == "sqlite":
-        opened = states.open_state(f"sqlite:///{tmp_path}/state.db")
-        yield opened
-    else:
-        if find_spec("psycopg") is None:
-            pytest.skip("no PostgreSQL driver: psycopg is not installed")
-        folder = request.getfixturevalue("server")
-        opened = states.open_state(f"postgresql+psycopg://manta@/postgres?host={folder}")
-        yield opened
-        states.metadata.drop_all(opened.engine)
-    opened.close()
-
-
-@pytest.fixture
-def lease(state: State) -> Lease:
-    taken = leases.acquire(state)
-    assert taken is not None
-    return taken
 
 
 def end(state: State, lease: Lease, job_id: str, cause: Cause = Cause.NONE) -> store.Job:

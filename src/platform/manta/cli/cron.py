@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 
-from manta.cli import output, watch
+from manta.cli import asked, output, watch
 
 
 @click.group(
@@ -89,38 +87,25 @@ def add(
     add it again to change it. A time whose predecessor still runs is left out.
     """
     from manta import state as states
-    from manta.check import work
     from manta.jobs import cron, request
     from manta.plan.jobs import plan_job
-    from manta.spec import JobSpec
 
+    cron.check_name(name)
     cron.check_line(line, timezone)
-    root = Path(working_dir).resolve()
-    is_file = len(job) == 1 and job[0].endswith((".yaml", ".yml"))
-    spec = (
-        work.load_job(job[0], root) if is_file else JobSpec(name=name, entrypoint=shlex.join(job))
-    )
+    root = asked.folder(working_dir)
+    spec = asked.spec_of(job, root)
     plan = plan_job(spec, spec.entrypoint, submission_id=name, working_dir=root)
-    state = watch.open_state()
-    cluster = spec.clusters[0] if spec.clusters else cluster
-    with output.progress(f"shipping the code of {name}"):
-        asked = request.prepare(
-            plan,
-            spec,
-            cluster=cluster,
-            storage_url=request.storage_of(state, cluster),
-            working_dir=root,
-        )
+    wanted = asked.request_of(watch.open_state(), plan, spec, root, cluster=cluster, file=job[0])
     entry = cron.Entry(
         name=name,
         line=line,
         timezone=timezone,
-        request=asked,
+        request=wanted,
         actor=request.actor(),
         checked_at=states.now(),
         last_id="",
     )
-    cron.put(state, entry)
+    cron.put(states.open_state(), entry)
     next_at = entry.next(states.now())
     if as_json:
         output.print_json({"name": name, "next_at": next_at})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from manta.cli import output, watch
+from manta.cli import asked, output, watch
 from manta.cluster import record
 from manta.errors import InputError
 
@@ -54,9 +54,7 @@ def command(
     as_json: bool,
 ) -> int:
     """Run the steps of PIPELINE.yaml in the order of their needs, each a Ray job or a deploy."""
-    root = Path(working_dir).resolve()
-    if not root.is_dir():
-        raise InputError(f"--working-dir {working_dir} is not a folder")
+    root = asked.folder(working_dir)
     given = dict(map(_param, params))
     if dry_run:
         plan = _plan(pipeline, root, resume, given)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from manta.cli import output, watch
+from manta.cli import asked, output, watch
 from manta.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,10 +50,8 @@ def command(
     The job is written down before anything else happens: it, its code, its log and its result
     outlive this terminal and the cluster. Ctrl-C stops the following, not the job.
     """
-    root = Path(working_dir).resolve()
-    if not root.is_dir():
-        raise InputError(f"--working-dir {working_dir} is not a folder")
-    spec = _with_options(_spec(job, root), queueing)
+    root = asked.folder(working_dir)
+    spec = _with_options(asked.spec_of(job, root), queueing)
     plan = _plan(spec, job_id, root)
     if dry_run:
         click.echo(plan.ray_command())
@@ -63,50 +59,17 @@ def command(
     from manta.jobs import request, store
 
     state = watch.open_state()
-    cluster = spec.clusters[0] if spec.clusters else cluster
-    with _located(job[0], queueing), output.progress(f"submitting {plan.submission_id}"):
-        asked = request.prepare(
-            plan,
-            spec,
-            cluster=cluster,
-            storage_url=request.storage_of(state, cluster),
-            working_dir=root,
-        )
-        accepted, new = store.submit(state, asked, request.actor())
+    budget_said = queueing["budget_usd"] is not None
+    wanted = asked.request_of(
+        state, plan, spec, root, cluster=cluster, file=job[0], budget_said=budget_said
+    )
+    accepted, new = store.submit(state, wanted, request.actor())
     if not new:
         output.say(f"{accepted.id} is known already; nothing was submitted")
     if no_wait:
         watch.print_job(state, accepted, as_json)
         return 0
     return watch.until_done(state, accepted.id, as_json=as_json)
-
-
-@contextmanager
-def _located(file: str, said: dict[str, object]) -> Iterator[None]:
-    """A budget below the price is a fault of the line that gives it, if a file does."""
-    from manta.errors import Finding, InvalidSpec
-    from manta.jobs.own_budget import OverBudget
-    from manta.spec.loading import read
-
-    try:
-        yield
-    except OverBudget as error:
-        if said["budget_usd"] is not None or not file.endswith((".yaml", ".yml")):
-            raise
-        line = read(file).line(("budget_usd",))
-        fault = Finding(file=file, line=line, what=error.what, fix=error.fix, rule="budget")
-        raise InvalidSpec([fault]) from None
-
-
-def _spec(job: tuple[str, ...], root: Path) -> JobSpec:
-    import shlex
-
-    from manta.check import work
-    from manta.spec import JobSpec
-
-    if len(job) == 1 and job[0].endswith((".yaml", ".yml")):
-        return work.load_job(job[0], root)
-    return JobSpec(name="job", entrypoint=shlex.join(job))
 
 
 def _with_options(spec: JobSpec, queueing: dict[str, object]) -> JobSpec:

@@ -56,6 +56,12 @@ class Entry:
         return datetime.fromtimestamp(at, ZoneInfo(self.timezone))
 
 
+def check_name(name: str) -> None:
+    """Raise InputError for a name from which no job's id can be made."""
+    check_id(name)
+    check_id(f"{name}-{datetime.fromtimestamp(0, UTC):{STAMP}}")
+
+
 def check_line(line: str, timezone: str) -> None:
     """Raise InputError for a cron line or time zone that makes no sense, or is never due."""
     try:
@@ -78,7 +84,7 @@ def check_line(line: str, timezone: str) -> None:
 
 def put(state: State, entry: Entry) -> None:
     """Keep it, in place of one of that name. Raises InputError for what it cannot be."""
-    check_id(entry.job_id(0.0))
+    check_name(entry.name)
     check_line(entry.line, entry.timezone)
     with state.write() as connection:
         connection.execute(table.delete().where(table.c.name == entry.name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from manta.spec.data import Name, PrepareConfig
 from manta.spec.inference import AskConfig, EvaluateConfig, GenerateConfig
@@ -102,7 +102,17 @@ class JobSpec(Work):
 
 
 Scalar = str | bool | int | float
-"""A value of a parameter or matrix."""
+"""A value of a parameter or matrix; checked before the union, which tells a fault four times."""
+
+
+def _scalar(value: object) -> object:
+    if isinstance(value, Scalar):
+        return value
+    raise ValueError("not one value; write a text, a number, true or false")
+
+
+def _scalar_or_none(value: object) -> object:
+    return None if value is None else _scalar(value)
 
 
 class Step(Work):
@@ -114,9 +124,10 @@ class Step(Work):
     entrypoint: str | None = Field(None, min_length=1)
     deploy: str | None = None
     """Path of a Ray Serve config to apply and wait for."""
-    matrix: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(
-        default_factory=dict
-    )
+    matrix: dict[
+        str,
+        Annotated[tuple[Annotated[Scalar, BeforeValidator(_scalar)], ...], Field(min_length=1)],
+    ] = Field(default_factory=dict)
     """Key → values: the step runs once for each combination, see `expand`."""
 
     @model_validator(mode="after")
@@ -130,7 +141,9 @@ class PipelineSpec(Spec):
     """Steps, run in the order that `needs` allows: `manta run PIPELINE.yaml`."""
 
     name: Name
-    params: dict[str, Scalar | None] = Field(default_factory=dict)
+    params: dict[str, Annotated[Scalar | None, BeforeValidator(_scalar_or_none)]] = Field(
+        default_factory=dict
+    )
     """Parameter → value, which `--param` replaces; one without must be given."""
     steps: tuple[Step, ...] = Field(min_length=1)
 

@@ -301,7 +301,7 @@ def _finding(document: Document, model: type[BaseModel], fault: Any) -> Finding:
         what = f"`{key}`: {what}" if key else what
         return Finding(file=document.file, line=line, what=what, fix=fix, rule="wrong-value")
     given = _short(repr(fault["input"]), 60)
-    message = fault["msg"][0].lower() + fault["msg"][1:]
+    message = fault["msg"][0].lower() + fault["msg"][1:].replace("a valid tuple", "a list")
     what = f"`{key}` is {given}"
     return Finding(file=document.file, line=line, what=what, fix=message, rule="wrong-value")
 
