@@ -8,8 +8,10 @@ import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from queue_state import request
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
@@ -22,7 +24,7 @@ from manta.jobs.lease import Lease, LeaseLost
 from manta.jobs.model import Cause, JobState, check_id, submission_id
 from manta.jobs.policy import Outcome
 from manta.jobs.view import View
-from manta.state import State
+from manta.state import State, StateError
 
 
 def end(state: State, lease: Lease, job_id: str, cause: Cause = Cause.NONE) -> store.Job:
@@ -136,6 +138,26 @@ def test_a_second_controller_waits_and_takes_over_when_the_lease_expires(state: 
     with pytest.raises(LeaseLost):
         first.renew(state)
     second.renew(state)
+
+
+def test_a_view_whose_reading_failed_has_lost_nothing_when_it_reads_again(state: State) -> None:
+    def fail(*arguments: Any) -> None:
+        if "FROM jobs" in arguments[2]:
+            raise sa.exc.OperationalError("read", {}, Exception("the database went away"))
+
+    store.submit(state, request("before"), "test")
+    view = View(state)
+    for job_id in ("at its first reading", "after it"):
+        sa.event.listen(state.engine, "before_cursor_execute", fail)
+        with pytest.raises(StateError):
+            view.refresh()
+        sa.event.remove(state.engine, "before_cursor_execute", fail)
+        store.submit(state, request(job_id.replace(" ", "-")), "test")
+        view.refresh()
+        store.submit(state, request(f"{job_id[:2]}-unseen"), "test")
+    view.refresh()
+    names = ["before", "at-its-first-reading", "at-unseen", "after-it", "af-unseen"]
+    assert sorted(job.id for job in view.waiting) == sorted(names)
 
 
 def test_who_lost_the_lease_can_write_nothing(state: State, lease: Lease) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from manta.cluster import record
-from manta.errors import MantaError
 from manta.jobs import passes, queries, shape
 from manta.jobs.schedule import why
 from manta.jobs.view import View
@@ -66,7 +65,7 @@ class Overview:
     def waiting(self, limit: int) -> list[Wait]:
         """The first so many in line, by priority and arrival, with what each waits for."""
         with self._lock:
-            self._refresh()
+            self._view.refresh()
             line = self._view.waiting
             plan = passes.as_written(self._state, line, self._view.active.values())
             at = now()
@@ -100,17 +99,10 @@ class Overview:
             for seen in queries.clusters_seen(self._state)
         ]
 
-    def _refresh(self) -> None:
-        try:
-            self._view.refresh()
-        except MantaError:  # half of it may have been taken in: begin anew with the next look
-            self._view = View(self._state)
-            raise
-
     def _held(self) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}
         with self._lock:
-            self._refresh()
+            self._view.refresh()
             for job in self._view.active.values():
                 if job.origin != "manta":
                     continue

@@ -71,6 +71,7 @@ class View:
     def _load(self) -> None:
         with self._state.read() as connection:
             newest = connection.execute(sa.select(sa.func.max(events.c.seq))).scalar() or 0
+            self.active.clear()  # of a load that failed half-way
             self.waiting = Line(queries.read_waiting(connection))
             unfinished = jobs.c.state.in_([JobState.STARTING, JobState.RUNNING])
             ids = connection.execute(sa.select(jobs.c.id).where(unfinished)).scalars().all()
