@@ -22,15 +22,14 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from manta import state as states
-from manta.jobs import access, budgets, http_api, lease, logs, policy, runs, store
+from manta.jobs import access, budgets, http_api, lease, logs, policy, queries, runs, store
 from manta.jobs.access import Role
 from manta.jobs.lease import Lease
 from manta.jobs.model import Attempt, Cause, Job, JobRequest, JobState
-from manta.jobs.pipeline import StepResult
 from manta.jobs.policy import Outcome
-from manta.plan.jobs import DeployAction, JobPlan, RunPlan, StepPlan
+from manta.jobs.run_request import RunRequest, ServeFile, StepRequest
 from manta.state import State, events, jobs, nodes
-from manta.state import runs as run_table
+from manta.state import pipeline_runs as run_table
 
 BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 OPTIONS = [
@@ -140,11 +139,41 @@ class Queue:
 
     def submit(self, job_id: str, **changes: object) -> Job:
         """A job that waits."""
+        asked = self.request(job_id, **changes)
+        return store.submit(self.state, asked, f"{asked.user}@desk")[0]
+
+    def request(self, job_id: str, **changes: object) -> JobRequest:
+        """What a job asks for."""
         values = {"name": "job", "entrypoint": f"python {job_id}.py", "user": "ann"}
         values |= {"runtime_env_passthrough": {}, "cluster": "local"}
         values |= {"storage_url": str(self.folder)}
-        asked = JobRequest.model_validate({"id": job_id, **values, **changes})
-        return store.submit(self.state, asked, f"{asked.user}@desk")[0]
+        return JobRequest.model_validate({"id": job_id, **values, **changes})
+
+    def run(self, run_id: str) -> str:
+        """A pipeline with a fork and a deploy begins."""
+        steps = []
+        for name, needs in STEPS.items():
+            job = self.request(f"{run_id}-{name}", team="ml", shape=shape(4))
+            serve = ServeFile(name="serve_apps/llm.yaml", text="")
+            what = {"deploy": serve} if name == "deploy" else {"job": job}
+            steps.append(StepRequest.model_validate({"name": name, "needs": needs, **what}))
+        where = {"cluster": "local", "storage_url": str(self.folder)}
+        asked = RunRequest(id=run_id, pipeline="quickstart", steps=tuple(steps), **where)
+        runs.submit(self.state, asked, "ann@desk")
+        return run_id
+
+    def begin_step(self, run_id: str, name: str) -> Job:
+        """The job of a step is submitted."""
+        asked = runs.request_of(self.state, run_id, name).job
+        assert asked is not None
+        run = runs.get(self.state, run_id)
+        runs.begin_step(self.state, self.lease, run, name, asked, "mark")
+        return queries.get(self.state, asked.id)
+
+    def settle_step(self, run_id: str, name: str) -> None:
+        """A step has succeeded."""
+        run = runs.get(self.state, run_id)
+        runs.settle_step(self.state, self.lease, run, name, JobState.SUCCEEDED)
 
     def begin(self, job: Job, at: float | None = None) -> tuple[Job, Attempt]:
         """Its attempt starts and runs."""
@@ -193,26 +222,6 @@ STEPS = {
     "deploy": ("evaluate",),
     "ask": ("deploy",),
 }
-
-
-def run_plan(run_id: str, pipeline: str = "quickstart") -> RunPlan:
-    """A pipeline with a fork and a deploy."""
-    steps = [
-        StepPlan(
-            name=name,
-            needs=needs,
-            report_url="",
-            action=DeployAction(file="serve_apps/llm.yaml")
-            if name == "deploy"
-            else JobPlan(
-                submission_id=f"{run_id}-{name}",
-                entrypoint=f"python jobs/{name}.py",
-                runtime_env_passthrough={},
-            ),
-        )
-        for name, needs in STEPS.items()
-    ]
-    return RunPlan(run_id=run_id, pipeline=pipeline, steps=tuple(steps))
 
 
 def shape(cpus: float, gpus: float = 0) -> str:
@@ -282,19 +291,14 @@ def _finish(queue: Queue, job: Job, start: float, length_s: float, outcome: Outc
 
 
 def _pipeline(queue: Queue, at: float) -> None:
-    plan = run_plan("quickstart-20261122-081502-ab12")
-    runs.note(queue.state, plan, [], "ann@desk")
-    results: list[StepResult] = []
+    run_id = queue.run("quickstart-20261122-081502-ab12")
     start = at - 1_250
     for name, length_s in (("prepare", 95), ("tune", 210), ("train", 540)):
-        job = queue.submit(f"{plan.run_id}-{name}", team="ml", shape=shape(4))
+        job = queue.begin_step(run_id, name)
         _finish(queue, job, start, length_s, SUCCEEDED)
         start += length_s
-        results.append(
-            StepResult(name=name, status="SUCCEEDED", submission_id=job.id, duration_s=length_s)
-        )
-        runs.note(queue.state, plan, results, "ann@desk")
-    job = queue.submit(f"{plan.run_id}-evaluate", team="ml", shape=shape(4))
+        queue.settle_step(run_id, name)
+    job = queue.begin_step(run_id, "evaluate")
     queue.begin(job, start)
     queue.log(job.id, "loading model …\nvalidation: 412 of 900 blocks, 1.87 bits per byte\n")
 

@@ -127,41 +127,54 @@ def test_a_failed_run_resumes_at_the_failed_step_and_repeats_nothing(
     assert [(s["name"], s["status"]) for s in run["steps"]] == [
         ("one", "SUCCEEDED"),
         ("two", "FAILED"),
+        ("three", ""),
     ]
-    assert f"--resume {run['run_id']}" in failed.stderr
+    assert f"manta retry {run['run_id']}" in failed.stderr
     gate.touch()
-    terminal(MANTA, "run", "p.yaml", "--resume", run["run_id"])
+    again = terminal(MANTA, "run", "p.yaml", "--resume", run["run_id"])
+    assert "one: succeeded earlier" in again.stderr
     assert out.read_text().split() == ["one", "two", "three"]
 
 
-def test_ctrl_c_in_a_run_leaves_its_job_and_the_run_can_go_on(
+def test_ctrl_c_in_a_run_leaves_it_going_on_to_its_next_steps(
     terminal: Terminal, tmp_path: Path
 ) -> None:
-    gate = tmp_path / "gate"
-    (terminal.folder / "c.yaml").write_text(
-        "name: c\nsteps:\n"
-        f"  - {{name: wait, entrypoint: \"sh -c 'until test -e {gate}; do sleep 0.2; done'\"}}\n"
-    )
-    process = terminal.start(MANTA, "run", "c.yaml")
+    gate, out = tmp_path / "gate", tmp_path / "out"
+    wait = f"sh -c 'until test -e {gate}; do sleep 0.2; done'"
+    steps = [
+        {"name": "wait", "entrypoint": wait},
+        {"name": "then", "entrypoint": f"touch {out}", "needs": ["wait"]},
+    ]
+    (terminal.folder / "c.yaml").write_text(json.dumps({"name": "c", "steps": steps}))
+    run = terminal(MANTA, "run", "c.yaml", "--no-wait").stdout.strip()
+    process = terminal.start(MANTA, "logs", "-f", run)
     try:
-        deadline = time.monotonic() + 60
-        while not (
-            ids := [j for j in _jobs(terminal) if str(j["submission_id"]).startswith("c-")]
-        ):
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        job = str(ids[0]["submission_id"])
-        _wait_for_status(terminal, job, "RUNNING")
+        _wait_for_status(terminal, f"{run}-wait", "RUNNING")
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=90)
     finally:
         process.kill()
-    assert f"manta logs -f {job}" in output
-    resume = output.partition("--resume ")[2].split()[0]
+    assert process.returncode == 130
+    assert f"{run} goes on. Watch it: manta logs -f {run}" in output
     gate.touch()
-    assert resume == job.removesuffix("-wait")
-    terminal(MANTA, "run", "c.yaml", "--resume", resume)
-    assert [j["submission_id"] for j in _jobs(terminal)].count(job) == 1
+    terminal(MANTA, "logs", "-f", run)
+    assert out.exists()
+    told = json.loads(terminal(MANTA, "runs", "--json").stdout)
+    assert (told[-1]["run_id"], told[-1]["status"]) == (run, "SUCCEEDED")
+
+
+def test_stopping_a_run_ends_its_job_and_begins_nothing_more(terminal: Terminal) -> None:
+    steps = [
+        {"name": "long", "entrypoint": "sleep 600"},
+        {"name": "never", "entrypoint": "true", "needs": ["long"]},
+    ]
+    (terminal.folder / "s.yaml").write_text(json.dumps({"name": "s", "steps": steps}))
+    run = terminal(MANTA, "run", "s.yaml", "--no-wait").stdout.strip()
+    _wait_for_status(terminal, f"{run}-long", "RUNNING")
+    assert f"{run} stopped" in terminal(MANTA, "stop", run).stderr
+    told = json.loads(terminal(MANTA, "runs", run, "--json").stdout)
+    assert (told["status"], told["steps"][0]["status"]) == ("STOPPED", "STOPPED")
+    assert f"{run}-never" not in {job["submission_id"] for job in _jobs(terminal)}
 
 
 STEPS = """\

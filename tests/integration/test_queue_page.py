@@ -10,13 +10,10 @@ import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 
-from queue_page import BROWSER, DRIVER, SUCCEEDED, Queue, Site, browser, enter, run_plan, size
+from queue_page import BROWSER, DRIVER, SUCCEEDED, Queue, Site, browser, enter, size
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
-
-from manta.jobs import runs
-from manta.jobs.pipeline import StepResult
 
 pytestmark = pytest.mark.skipif(
     not (BROWSER.exists() and DRIVER.exists()), reason="no chromium with its chromedriver here"
@@ -170,17 +167,13 @@ def test_jobs_are_filtered_and_paged(page: Chrome, queue: Queue) -> None:
 def test_a_pipeline_is_drawn_by_its_needs_and_its_steps_change_as_their_jobs_do(
     page: Chrome, queue: Queue
 ) -> None:
-    plan = run_plan("quick-1")
-    runs.note(queue.state, plan, [], "ann@desk")
+    queue.run("quick-1")
     view(page, "pipelines")
     shows(page, "quick-1", "0 of 7 steps")
     assert len(page.find_elements(By.CSS_SELECTOR, ".graph .edge")) == 6
-    queue.end(*queue.begin(queue.submit("quick-1-prepare")), SUCCEEDED)
-    done = StepResult(
-        name="prepare", status="SUCCEEDED", submission_id="quick-1-prepare", duration_s=1.0
-    )
-    runs.note(queue.state, plan, [done], "ann@desk")
-    queue.begin(queue.submit("quick-1-tune"))
+    queue.end(*queue.begin(queue.begin_step("quick-1", "prepare")), SUCCEEDED)
+    queue.settle_step("quick-1", "prepare")
+    queue.begin(queue.begin_step("quick-1", "tune"))
     shows(page, "1 of 7 steps")
     wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "a.step.running"), "a step runs")
     page.find_element(By.CSS_SELECTOR, "a.step.succeeded").click()
@@ -191,7 +184,7 @@ def test_no_view_is_wider_than_a_phone(page: Chrome, queue: Queue) -> None:
     long = f"{'long-' * 24}x"
     queue.begin(queue.submit(long, entrypoint="python " + "x" * 400, user="u" * 90))
     queue.log(long, "y" * 3000)
-    runs.note(queue.state, run_plan("wide-1"), [], "ann@desk")
+    queue.run("wide-1")
     size(page, 375, 740)
     titles = {"": "Queue", "jobs": "Jobs", f"jobs/{long}": long}
     titles |= {"pipelines": "Pipelines", "usage": "Usage"}

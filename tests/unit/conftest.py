@@ -1,4 +1,4 @@
-"""What the queue's unit tests share: a state on each kind of database, and a lease on it."""
+"""What the queue's unit tests share: a state on each kind of database, a controller at work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from queue_site import Site
 from queue_state import postgresql
 
 from manta import state as states
@@ -44,3 +45,14 @@ def lease(state: State) -> Lease:
     taken = leases.acquire(state)
     assert taken is not None
     return taken
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A state and a cluster; a controller when it is told to start."""
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
+    made = Site(tmp_path)
+    yield made
+    made.stop()
+    made.ray.close()
+    made.state.close()

@@ -126,3 +126,47 @@ def test_the_check_of_a_file_needs_no_values(tmp_path: Path) -> None:
     (tmp_path / "x.py").touch()
     (tmp_path / "p.yaml").write_text(SWEEP)
     assert check.files([tmp_path / "p.yaml"], tmp_path) == ()
+
+
+OUTPUTS = """\
+name: p
+steps:
+  - name: train
+    matrix: {lr: [1, 2]}
+    entrypoint: python x.py ${{ matrix.lr }}
+  - name: score
+    needs: [train]
+    matrix: {lr: [1, 2]}
+    entrypoint: python x.py ${{needs.train.outputs.model}}
+    environment: {MODEL: "${{ needs.train.outputs.model }}"}
+  - name: best
+    needs: [train]
+    entrypoint: python x.py ${{ needs.train-2.outputs.model }}
+"""
+
+
+def test_an_output_names_the_step_that_agrees_and_stays_open_until_it_has_run(
+    tmp_path: Path,
+) -> None:
+    found = steps(tmp_path, OUTPUTS)
+    assert found["score-1"].entrypoint == "python x.py ${{ needs.train-1.outputs.model }}"
+    assert found["score-2"].environment == {"MODEL": "${{ needs.train-2.outputs.model }}"}
+    assert found["best"].entrypoint == "python x.py ${{ needs.train-2.outputs.model }}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("needs.train-2.outputs", "needs.train.outputs"),  # which of the two?
+        ("needs.train-2.outputs", "needs.score.outputs"),  # it is not among `needs`
+        ("entrypoint: python x.py ${{ needs.train-2", "deploy: x.py ${{ needs.train-2"),
+    ],
+)
+def test_an_output_of_no_step_before_or_of_several_is_a_fault_with_its_line(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    with pytest.raises(InvalidSpec) as told:
+        steps(tmp_path, OUTPUTS.replace(old, new))
+    finding = next(f for f in told.value.findings if f.rule == "unknown-reference")
+    assert finding.line == 13
+    assert "of `needs` (train)" in finding.fix

@@ -12,12 +12,13 @@ from fastapi.testclient import TestClient
 from queue_state import request
 
 from manta import state as states
-from manta.jobs import access, http_api, lease, overview, pipeline, runs, store, web_page
+from manta.jobs import access, http_api, overview, runs, store, web_page
+from manta.jobs import lease as leases
 from manta.jobs.access import Role
-from manta.jobs.model import Job, JobRequest
+from manta.jobs.lease import Lease
+from manta.jobs.model import JobState
 from manta.jobs.overview import Overview
-from manta.jobs.pipeline import StepResult
-from manta.plan.jobs import DeployAction, JobPlan, RunPlan, StepPlan
+from manta.jobs.run_request import RunRequest, ServeFile, StepRequest
 from manta.state import State
 
 FILES = sorted(web_page.FOLDER.iterdir())
@@ -105,7 +106,7 @@ def test_the_line_is_told_in_its_order_and_follows_the_state(state: State) -> No
 
 
 def test_a_cluster_is_told_with_what_the_queues_jobs_hold(state: State) -> None:
-    held = lease.acquire(state)
+    held = leases.acquire(state)
     assert held is not None
     facts = {"cluster_id": "c", "storage_url": "/x", "status": "up", "seen_at": 1.0}
     store.see_cluster(state, held, "local", resources='{"CPU": 8, "slot": 4}', **facts)  # type: ignore[arg-type]
@@ -116,28 +117,33 @@ def test_a_cluster_is_told_with_what_the_queues_jobs_hold(state: State) -> None:
     assert (cluster.capacity["CPU"], cluster.held) == (8, {"slot": 2.0, "CPU": 6.0})
 
 
-def test_a_run_is_told_with_needs_and_the_states_of_its_jobs(state: State) -> None:
-    plan = _plan()
-    runs.note(state, plan, [], "ann")
-    store.submit(state, request("r-one"), "ann")
-    first, second = runs.listed(state, 5)[0].steps
-    assert (first.state, first.job_id, second.state, second.needs) == (
-        *("QUEUED", "r-one"),
-        *("", ("one",)),
-    )
+def test_a_run_is_told_with_needs_and_the_states_of_its_jobs(state: State, lease: Lease) -> None:
+    runs.submit(state, _run(), "ann")
+    run = runs.listed(state, 5)[0]
+    first, second = run.steps
+    assert (first.state, first.job_id) == ("", "r-one")
+    assert (second.state, second.job_id, second.needs) == ("", None, ("one",))
+    asked = runs.request_of(state, "r", "one").job
+    runs.begin_step(state, lease, run, "one", asked, "mark")
+    assert runs.listed(state, 5)[0].steps[0].state == "QUEUED"
     store.ask_stop(state, "r-one", "ann", "enough")
     assert runs.listed(state, 5)[0].steps[0].state == "STOPPED"
-    done = [
-        StepResult(name=name, status="SUCCEEDED", submission_id=job, duration_s=1.0)
-        for name, job in (("one", "earlier-one"), ("two", None))
-    ]
-    runs.note(state, plan, done, "ann")
+    runs.settle_step(state, lease, run, "one", JobState.SUCCEEDED, job_id="earlier-one")
+    runs.settle_step(state, lease, run, "two", JobState.SUCCEEDED)
     run = runs.listed(state, 5)[0]
     assert [(step.state, step.job_id) for step in run.steps] == [
         ("SUCCEEDED", "earlier-one"),
         ("SUCCEEDED", None),
     ]
     assert runs.listed(state, 5, before_seq=run.seq) == []
+
+
+def test_a_run_shows_no_passwords(client: TestClient, state: State, key: dict[str, str]) -> None:
+    run = _run().model_copy(update={"storage_url": "s3://user:hush@host/x"})
+    runs.submit(state, run, "ann")
+    answer = client.get("/api/v1/runs", headers=key)
+    assert answer.json()[0]["id"] == "r"
+    assert "hush" not in answer.text
 
 
 def test_the_end_of_a_log_is_told_with_where_it_begins(
@@ -158,48 +164,18 @@ def test_tables_that_an_earlier_manta_had_not_are_added(tmp_path: Path) -> None:
     earlier = states.open_state(url)
     store.submit(earlier, request("a"), "ann")
     with earlier.write() as connection:
-        states.runs.drop(connection)
+        states.pipeline_steps.drop(connection)
     earlier.close()
     now = states.open_state(url)
-    runs.note(now, _plan(), [], "ann")
+    runs.submit(now, _run(), "ann")
     assert [run.id for run in runs.listed(now, 5)] == ["r"]
     now.close()
 
 
-class _Silent:
-    """Wants to know nothing."""
-
-    def started(self, step: StepPlan, number: int) -> None: ...
-    def log(self, text: str) -> None: ...
-    def ended(self, result: StepResult, earlier: bool) -> None: ...
-
-
-def test_a_run_is_written_down_before_its_first_step_and_after_each(
-    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MANTA_STORAGE", str(tmp_path))
-    seen: list[list[str]] = []
-
-    def work(asked: JobRequest, _: object) -> Job:
-        seen.append([step.state for step in runs.listed(state, 1)[0].steps])
-        store.submit(state, asked, "ann")
-        return store.ask_stop(state, asked.id, "ann", "enough")
-
-    clients = pipeline.Clients(
-        prepare=lambda plan: request(plan.submission_id),
-        job=work,
-        deploy=lambda file: "http://127.0.0.1:8000",
-        note=lambda plan, results: runs.note(state, plan, results, "ann"),
-    )
-    pipeline.execute(_plan(), clients, _Silent(), {})
-    assert seen == [["", ""]]
-    assert [step.state for step in runs.listed(state, 1)[0].steps] == ["STOPPED", ""]
-
-
-def _plan() -> RunPlan:
-    one = JobPlan(submission_id="r-one", entrypoint="true", runtime_env_passthrough={})
+def _run() -> RunRequest:
+    serve = ServeFile(name="x.yaml", text="applications: []")
     steps = (
-        StepPlan(name="one", action=one, report_url=""),
-        StepPlan(name="two", action=DeployAction(file="x.yaml"), report_url="", needs=("one",)),
+        StepRequest(name="one", job=request("r-one")),
+        StepRequest(name="two", deploy=serve, needs=("one",)),
     )
-    return RunPlan(run_id="r", pipeline="p", steps=steps)
+    return RunRequest(id="r", pipeline="p", cluster="local", storage_url="/x", steps=steps)

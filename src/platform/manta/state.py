@@ -134,16 +134,39 @@ shares = sa.Table(
     sa.Column("limits", sa.Text, nullable=False),
 )
 
-runs = sa.Table(
-    "runs",
+pipeline_runs = sa.Table(
+    "pipeline_runs",
     metadata,
     sa.Column("seq", _Number, primary_key=True, autoincrement=True),
     sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("pipeline", sa.Text, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("cluster", sa.Text, nullable=False),
+    sa.Column("storage_url", sa.Text, nullable=False),
+    sa.Column("skip_unchanged", sa.Boolean, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
     sa.Column("started_at", sa.Float, nullable=False),
-    sa.Column("steps", sa.Text, nullable=False),
+    sa.Column("ended_at", sa.Float),
+    sa.Index("pipeline_runs_by_state", "state", "seq"),
     sqlite_autoincrement=True,
+)
+
+pipeline_steps = sa.Table(
+    "pipeline_steps",
+    metadata,
+    sa.Column("run_id", sa.Text, sa.ForeignKey("pipeline_runs.id"), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("needs", sa.Text, nullable=False),
+    sa.Column("job_id", sa.Text),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("mark", sa.Text, nullable=False),
+    sa.Column("artifacts", sa.Text, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("ended_at", sa.Float),
+    sa.Index("pipeline_steps_by_job", "job_id"),
 )
 
 nodes = sa.Table(

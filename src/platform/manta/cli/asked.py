@@ -26,6 +26,16 @@ def folder(working_dir: str) -> Path:
     return root
 
 
+def is_pipeline(job: tuple[str, ...]) -> bool:
+    """Whether the words name a pipeline file: it has `steps`. Raises InvalidSpec or InputError."""
+    from manta.spec import read
+
+    if len(job) != 1 or not job[0].endswith((".yaml", ".yml")):
+        return False
+    value = read(job[0]).value
+    return isinstance(value, dict) and "steps" in value
+
+
 def spec_of(job: tuple[str, ...], root: Path) -> JobSpec:
     """The job that `JOB.yaml`, or a command, describes. Raises InvalidSpec or InputError."""
     from manta.check import work

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from manta.cli import output, watch
+from manta.cli import output, watch, watch_run
 from manta.errors import InputError, MantaError
 
 if TYPE_CHECKING:
@@ -19,13 +19,20 @@ if TYPE_CHECKING:
 @click.option("--attempt", type=click.IntRange(1), help="Of this attempt. [the newest]")
 @output.json_option
 def command(job: str, follow: bool, attempt: int | None, as_json: bool) -> int:
-    """Print the log of JOB; with -f, follow it. Ctrl-C stops the following, not the job.
+    """Print the log of JOB; with -f, follow it or a run. Ctrl-C stops the following, not the job.
 
     It comes from storage, so it is there when the cluster is not.
     """
-    from manta.jobs import queries
+    from manta.jobs import queries, runs
 
     state = watch.open_state()
+    if (run := runs.find(state, job)) is not None:
+        if follow:
+            return watch_run.until_done(state, job, as_json=as_json)
+        ids = ", ".join(step.job_id for step in run.steps if step.job_id and step.state)
+        raise InputError(
+            f"{job} is a run", f"follow it with -f, or name a job of it: {ids or '-'}"
+        )
     found = watch.find(state, job)
     if follow:
         return watch.until_done(state, job, as_json=as_json)

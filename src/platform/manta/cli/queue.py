@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +13,8 @@ from manta.cli import output
 from manta.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from manta.state import State
 
 
@@ -55,9 +59,22 @@ def command(
     if http:
         _serve(state, http)
     idle_stop_s = None if stop_when_idle is None else stop_when_idle * 60
-    options = Options(idle_stop_s=idle_stop_s, max_running=max_running, preempt=preempt)
+    options = Options(
+        idle_stop_s=idle_stop_s, max_running=max_running, preempt=preempt, deploy=_deploy
+    )
     daemon.run(state, url, options, output.say)
     return 0
+
+
+def _deploy(cluster: str, name: str, text: str, say: Callable[[str], None]) -> str:
+    """Apply a Serve config that a step of a pipeline holds; its URL when it is healthy."""
+    from manta.cluster import record
+    from manta.serving import deploy
+
+    with tempfile.TemporaryDirectory(prefix="manta-") as folder:
+        file = Path(folder, Path(name).name)
+        file.write_text(text)
+        return deploy.apply(record.find(cluster), str(file), say).url
 
 
 def _serve(state: State, address: str) -> None:

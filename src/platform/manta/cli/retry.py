@@ -1,10 +1,10 @@
-"""`manta retry`: put a job that failed back into the queue."""
+"""`manta retry`: put what failed back into the queue: a job, or the steps of a run."""
 
 from __future__ import annotations
 
 import click
 
-from manta.cli import output, watch
+from manta.cli import output, watch, watch_run
 
 
 @click.command(epilog=output.example("manta retry train-1a2b3c4d"))
@@ -12,13 +12,21 @@ from manta.cli import output, watch
 @click.option("--no-wait", is_flag=True, help="Return when it is in the queue.")
 @output.json_option
 def command(job: str, no_wait: bool, as_json: bool) -> int:
-    """Put JOB, which failed or was stopped, back into the queue, and follow it.
+    """Put JOB or run, which failed or was stopped, back into the queue, and follow it.
 
-    It keeps its id, its code and its earlier attempts, and gets all its retries anew.
+    It keeps its id, its code and its earlier attempts, and gets all its retries anew. A run goes
+    on with what has not succeeded; `manta run --resume` does so with the files as they are now.
     """
-    from manta.jobs import request, store
+    from manta.jobs import request, runs, store
 
     state = watch.open_state()
+    if runs.find(state, job) is not None:
+        known = watch_run.attempts(state, job)
+        runs.resume(state, job, request.actor())
+        if no_wait:
+            output.print_json({"run_id": job}) if as_json else click.echo(job)
+            return 0
+        return watch_run.until_done(state, job, as_json=as_json, after_attempts=known)
     again = store.retry(state, job, request.actor())
     if no_wait:
         watch.print_job(state, again, as_json)

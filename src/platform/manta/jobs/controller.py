@@ -23,13 +23,13 @@ from manta.jobs.accounts import Accounts
 from manta.jobs.books import MAX_RUNNING, Room, Shares
 from manta.jobs.cron import Clock
 from manta.jobs.lease import RENEW_S, Lease, LeaseLost
-from manta.jobs.model import Attempt, Cause, Job, JobRequest, JobState
+from manta.jobs.model import Attempt, Cause, Job, JobState
 from manta.jobs.policy import Outcome
 from manta.jobs.ray_api import RayJob
 from manta.jobs.shipper import Shipper
 from manta.jobs.view import View
+from manta.jobs.walk import Deploy, Walker
 from manta.jobs.watch import Sight, Watch
-from manta.spec import Retry
 from manta.state import State, StateError, now
 
 TICK_S = 0.25
@@ -51,6 +51,8 @@ class Options:
     """Whether jobs of a lower priority are stopped and requeued for those of a higher."""
     file: Path | None = None
     """The state's file; when it is gone there is nothing to work on."""
+    deploy: Deploy | None = None
+    """How steps of pipelines deploy; None: they cannot."""
 
 
 class Controller:
@@ -63,6 +65,7 @@ class Controller:
         self._watch = Watch(self._pool, self._wake.set)
         self._accounts = Accounts(state, lease, self._pool, options.max_running)
         self._view, self._clock = View(state), Clock(state, lease)
+        self._walker = Walker(state, lease, self._pool, self._wake.set, options.deploy)
         self._shipper = Shipper()
         self._flights: dict[str, Future[Outcome | None]] = {}
         self._landed_at: dict[str, float] = {}
@@ -131,7 +134,8 @@ class Controller:
         self._wake.clear()
 
     def _idle_too_long(self) -> bool:
-        if self._view.active or self._view.waiting or self._clock.entries:
+        work = self._view.active, self._view.waiting, self._clock.entries, self._walker.unfinished
+        if any(work):
             self._busy_at = time.monotonic()
         limit_s = self._options.idle_stop_s
         return limit_s is not None and time.monotonic() > self._busy_at + limit_s
@@ -139,6 +143,7 @@ class Controller:
     def _tick(self) -> None:
         self._view.refresh()
         self._clock.tick(now(), changed=self._view.changed)
+        self._walker.tick(changed=self._view.changed)
         if self._view.changed:
             self._shares = shares.load(self._state)
         busy = {
@@ -367,17 +372,7 @@ class Controller:
 
     def _adopt(self, sight: Sight, seen: RayJob) -> None:
         assert sight.record is not None
-        request = JobRequest(
-            id=seen.submission_id,
-            name=seen.submission_id,
-            entrypoint=seen.entrypoint,
-            runtime_env_passthrough={},
-            metadata=dict(seen.metadata),
-            retry=Retry(max_retries=0),
-            user="ray",
-            cluster=sight.name,
-            storage_url=sight.record.storage_url,
-        )
+        request = handover.plain_request(sight.record, seen)
         job = store.adopt(
             self._state,
             self._lease,

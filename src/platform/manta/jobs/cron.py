@@ -1,4 +1,4 @@
-"""Jobs that come again: accepted once, submitted by the controller at each time of a cron line.
+"""Jobs and pipelines that come again: accepted once, submitted at each time of a cron line.
 
 Whoever is due while no controller runs is submitted once when one does, not once for each time
 that was missed. A time whose predecessor has not ended is left out and told.
@@ -12,33 +12,36 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from cronsim import CronSim, CronSimError
+from pydantic import TypeAdapter
 
 from manta.errors import InputError
-from manta.jobs import queries, store
+from manta.jobs import queries, runs, store
 from manta.jobs.lease import Lease
-from manta.jobs.model import JobRequest, UnknownJob, check_id
+from manta.jobs.model import JobRequest, check_id
+from manta.jobs.run_request import RunRequest, with_id
 from manta.state import State, events, now
 from manta.state import cron as table
 
 STAMP = "%Y%m%dT%H%MZ"
 """Of the time that is due, in UTC, at the end of each job's id."""
+_Work: TypeAdapter[JobRequest | RunRequest] = TypeAdapter(JobRequest | RunRequest)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A job that comes again."""
+    """A job or a pipeline that comes again."""
 
     name: str
     line: str
     """Five fields: minute, hour, day of month, month, day of week."""
     timezone: str
-    request: JobRequest
+    request: JobRequest | RunRequest
     """What is submitted, with `name` in place of the id."""
     actor: str
     checked_at: float
     """UTC seconds; times until then are dealt with."""
     last_id: str
-    """Id of the newest job; empty before the first."""
+    """Id of the newest job or run; empty before the first."""
 
     def due(self, at: float) -> float:
         """The newest time that is due at `at`, both in UTC seconds."""
@@ -86,6 +89,8 @@ def put(state: State, entry: Entry) -> None:
     """Keep it, in place of one of that name. Raises InputError for what it cannot be."""
     check_name(entry.name)
     check_line(entry.line, entry.timezone)
+    if isinstance(entry.request, RunRequest):
+        with_id(entry.request, entry.job_id(0))  # raises where a step's name makes it too long
     with state.write() as connection:
         connection.execute(table.delete().where(table.c.name == entry.name))
         connection.execute(
@@ -117,10 +122,7 @@ def load(state: State) -> list[Entry]:
     """All entries, by name."""
     with state.read() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.name)).all()
-    return [
-        Entry(**row._asdict() | {"request": JobRequest.model_validate_json(row.request)})
-        for row in rows
-    ]
+    return [Entry(**row._asdict() | {"request": _Work.validate_json(row.request)}) for row in rows]
 
 
 class Clock:
@@ -145,15 +147,21 @@ class Clock:
         job_id = entry.job_id(due)
         if self._is_running(entry.last_id) and entry.last_id != job_id:
             return self._checked(entry, due, entry.last_id, f"{entry.last_id} has not ended")
-        request = entry.request.model_copy(update={"id": job_id})
-        store.submit(self._state, request, f"cron for {entry.actor}")
+        who = f"cron for {entry.actor}"
+        if isinstance(entry.request, RunRequest):
+            runs.submit(self._state, with_id(entry.request, job_id), who)
+        else:
+            asked = entry.request.model_copy(update={"id": job_id})
+            store.submit(self._state, asked, who)
         return self._checked(entry, due, job_id, "")
 
-    def _is_running(self, job_id: str) -> bool:
-        try:
-            return bool(job_id) and not queries.get(self._state, job_id).state.done
-        except UnknownJob:
+    def _is_running(self, last_id: str) -> bool:
+        if not last_id:
             return False
+        if (job := queries.find(self._state, last_id)) is not None:
+            return not job.state.done
+        run = runs.find(self._state, last_id)
+        return run is not None and not run.done
 
     def _checked(self, entry: Entry, due: float, last_id: str, skipped: str) -> Entry:
         with self._state.write() as connection:

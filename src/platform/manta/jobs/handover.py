@@ -9,8 +9,8 @@ from manta.errors import MantaError
 from manta.jobs import packages, ray_api
 from manta.jobs.model import Attempt, Cause, JobRequest, JobState
 from manta.jobs.policy import Outcome
-from manta.jobs.ray_api import Refused, Unreachable
-from manta.spec import Resources
+from manta.jobs.ray_api import RayJob, Refused, Unreachable
+from manta.spec import Resources, Retry
 
 JOB_KEY, DIGEST_KEY = "manta_job", "manta_digest"
 """Ray metadata that says whose a submission is."""
@@ -50,6 +50,21 @@ def refused(said: str) -> Outcome:
     no_agent = "No available agent" in said
     cause = Cause.NO_AGENT if no_agent else Cause.REFUSED
     return Outcome(state=JobState.FAILED, cause=cause, message=said)
+
+
+def plain_request(cluster: ClusterRecord, seen: RayJob) -> JobRequest:
+    """What is kept of a job that came with plain `ray job submit`."""
+    return JobRequest(
+        id=seen.submission_id,
+        name=seen.submission_id,
+        entrypoint=seen.entrypoint,
+        runtime_env_passthrough={},
+        metadata=dict(seen.metadata),
+        retry=Retry(max_retries=0),
+        user="ray",
+        cluster=cluster.name,
+        storage_url=cluster.storage_url,
+    )
 
 
 def stop(cluster: ClusterRecord, submission_id: str) -> None:

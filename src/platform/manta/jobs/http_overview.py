@@ -49,7 +49,7 @@ def add(api: FastAPI, state: State, viewer: Sequence[Depends]) -> None:
     @api.get("/api/v1/runs", dependencies=viewer)
     def pipeline_runs(limit: _Few = 20, before_seq: _Seq = None) -> list[dict[str, Any]]:
         """The newest pipeline runs, newest first, with their steps."""
-        return [asdict(run) for run in runs.listed(state, limit, before_seq)]
+        return [_told(run) for run in runs.listed(state, limit, before_seq)]
 
     @api.get("/api/v1/usage", dependencies=viewer)
     def held(
@@ -58,3 +58,8 @@ def add(api: FastAPI, state: State, viewer: Sequence[Depends]) -> None:
         """What teams, users or jobs have held in the last `days`, the largest first."""
         found = usage.report(state, by, now() - days * 86_400)
         return [{"owner": owner, **asdict(one)} for owner, one in found.items()]
+
+
+def _told(run: runs.Run) -> dict[str, Any]:
+    told: dict[str, Any] = overview.without_passwords(asdict(run))
+    return told

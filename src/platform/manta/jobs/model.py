@@ -122,9 +122,12 @@ class JobRequest(BaseModel):
 
     def digest(self) -> str:
         """Hash of what will run: the same id with another digest is another job."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
+
+    def content(self) -> dict[str, Any]:
+        """What will run, as a JSON object; who asked for it, and how urgently, left out."""
         aside = {"user", "priority", "budget_usd", "code_version", "manta_version"}
-        told = self.model_dump(exclude=aside)
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return self.model_dump(exclude=aside)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -119,19 +119,20 @@ def asked(state: State, job_id: str) -> dict[str, Any]:
     variables = runtime_env.pop("env_vars", None)
     names = sorted(variables) if isinstance(variables, dict) else []
     told = {"environment": names, "runtime_env": runtime_env, **request}
-    hidden: dict[str, Any] = _without_passwords(told)
+    hidden: dict[str, Any] = without_passwords(told)
     return hidden
 
 
-def _without_passwords(value: Any) -> Any:
+def without_passwords(value: Any) -> Any:
+    """A JSON value without passwords in URLs and without environment variables."""
     if isinstance(value, str):
         return _PASSWORD.sub(rf"\1{HIDDEN}@", value)
     if isinstance(value, dict):
         return {
-            key: HIDDEN if key == "env_vars" else _without_passwords(inner)
+            key: HIDDEN if key == "env_vars" else without_passwords(inner)
             for key, inner in value.items()
         }
-    return [_without_passwords(inner) for inner in value] if isinstance(value, list) else value
+    return [without_passwords(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _dashboards() -> dict[str, str]:

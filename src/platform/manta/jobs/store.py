@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from manta import state as states
 from manta.errors import InputError, MantaError
 from manta.jobs.lease import Lease
 from manta.jobs.model import (
@@ -44,35 +45,40 @@ def submit(state: State, request: JobRequest, actor: str) -> tuple[Job, bool]:
     Raises:
         InputError: the id cannot be one, or belongs to another job.
     """
+    with state.write() as connection:
+        return submit_in(connection, request, actor)
+
+
+def submit_in(connection: sa.Connection, request: JobRequest, actor: str) -> tuple[Job, bool]:
+    """The same in a transaction of the caller."""
     check_id(request.id)
     digest, at = request.digest(), now()
-    with state.write() as connection:
-        known = read_job(connection, request.id)
-        if known is not None:
-            if known.digest != digest:
-                raise IdTaken(
-                    f"job id {request.id} belongs to `{known.entrypoint}`", "choose another id"
-                )
-            return known, False
-        connection.execute(
-            jobs.insert().values(
-                **_new_row(request.id, origin="manta", at=at)
-                | {"clusters": " ".join(request.clusters), "spill_after_s": request.spill_after_s},
-                name=request.name,
-                user=request.user,
-                team=request.team,
-                priority=request.priority,
-                cluster=request.cluster,
-                shape=request.shape,
-                digest=digest,
-                entrypoint=request.entrypoint,
-                storage_url=request.storage_url,
-                deadline_at=at + request.deadline_s if request.deadline_s else None,
-                request=request.model_dump_json(),
+    known = read_job(connection, request.id)
+    if known is not None:
+        if known.digest != digest:
+            raise IdTaken(
+                f"job id {request.id} belongs to `{known.entrypoint}`", "choose another id"
             )
+        return known, False
+    connection.execute(
+        jobs.insert().values(
+            **_new_row(request.id, origin="manta", at=at)
+            | {"clusters": " ".join(request.clusters), "spill_after_s": request.spill_after_s},
+            name=request.name,
+            user=request.user,
+            team=request.team,
+            priority=request.priority,
+            cluster=request.cluster,
+            shape=request.shape,
+            digest=digest,
+            entrypoint=request.entrypoint,
+            storage_url=request.storage_url,
+            deadline_at=at + request.deadline_s if request.deadline_s else None,
+            request=request.model_dump_json(),
         )
-        _note(connection, at, actor, "submitted", request.id, request.cluster, request.entrypoint)
-        return read_known(connection, request.id), True
+    )
+    _note(connection, at, actor, "submitted", request.id, request.cluster, request.entrypoint)
+    return read_known(connection, request.id), True
 
 
 def _new_row(job_id: str, *, origin: str, at: float) -> dict[str, Any]:
@@ -111,19 +117,39 @@ def ask_stop(state: State, job_id: str, actor: str, reason: str) -> Job:
 def retry(state: State, job_id: str, actor: str) -> Job:
     """Put a job that failed or was stopped back into the queue, with all its retries.
 
+    The pipeline run that it is a step of goes on with it.
+
     Raises InputError if it has not ended, or has succeeded.
     """
     with state.write() as connection:
-        job = read_job(connection, job_id)
-        if job is None:
-            raise unknown(job_id)
-        if JobState.QUEUED not in MOVES[job.state] or not job.state.done:
-            raise InputError(f"job {job_id} is {job.state}", "only one that failed can be retried")
-        if job.origin != "manta":
-            raise InputError(f"job {job_id} was not sent by Manta", "send it anew")
-        fresh = {"not_before": 0.0, "num_failures": 0, "ended_at": None, "stop_reason": ""}
-        fresh |= {"queued_at": now()}
-        return _move(connection, job, JobState.QUEUED, actor, "retried", "", **fresh)
+        job = retry_in(connection, job_id, actor)
+        _reopen(connection, job_id)
+        return job
+
+
+def retry_in(connection: sa.Connection, job_id: str, actor: str) -> Job:
+    """The same in a transaction of the caller; its run stays as it is."""
+    job = read_job(connection, job_id)
+    if job is None:
+        raise unknown(job_id)
+    if JobState.QUEUED not in MOVES[job.state] or not job.state.done:
+        raise InputError(f"job {job_id} is {job.state}", "only one that failed can be retried")
+    if job.origin != "manta":
+        raise InputError(f"job {job_id} was not sent by Manta", "send it anew")
+    fresh = {"not_before": 0.0, "num_failures": 0, "ended_at": None, "stop_reason": ""}
+    fresh |= {"queued_at": now()}
+    return _move(connection, job, JobState.QUEUED, actor, "retried", "", **fresh)
+
+
+def _reopen(connection: sa.Connection, job_id: str) -> None:
+    steps, runs = states.pipeline_steps, states.pipeline_runs
+    mine = sa.and_(steps.c.job_id == job_id, steps.c.state.in_(["FAILED", "STOPPED"]))
+    query = sa.select(steps.c.run_id).where(steps.c.job_id == job_id)
+    ids = connection.execute(query).scalars().all()
+    again = {"state": "RUNNING", "message": "", "ended_at": None}
+    connection.execute(steps.update().where(mine).values(**again))
+    over = sa.and_(runs.c.id.in_(ids), runs.c.state.in_(["FAILED", "STOPPED"]))
+    connection.execute(runs.update().where(over).values(state="RUNNING", ended_at=None))
 
 
 # -- What only the controller does: each shows its lease first. --

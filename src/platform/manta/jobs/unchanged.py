@@ -20,6 +20,9 @@ from manta.workloads import layout
 REPORT_VARIABLE = "MANTA_STEP_REPORT"
 """Names a file of the run; no part of what the step does."""
 
+MESSAGE = "unchanged"
+"""Of a step that was taken from an earlier run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
@@ -44,22 +47,22 @@ def fingerprint(request: JobRequest, before: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def find(mark: str) -> Earlier | None:
-    """The earlier run, if all that it made is still what it was."""
-    if not storage.exists(_place(mark)):
+def find(mark: str, root: str) -> Earlier | None:
+    """The earlier run, if all that it made is still what it was; `root` is the storage's."""
+    if not storage.exists(_place(mark, root)):
         return None
-    told: dict[str, Any] = storage.read_json(_place(mark))
+    told: dict[str, Any] = storage.read_json(_place(mark, root))
     for name, url in told["artifacts"].items():
         if _content(url) != told["content"][name]:
             return None
     return Earlier(job_id=told["job_id"], artifacts=told["artifacts"])
 
 
-def remember(mark: str, job_id: str, artifacts: Mapping[str, str]) -> None:
+def remember(mark: str, job_id: str, artifacts: Mapping[str, str], root: str) -> None:
     """Keep what a step that succeeded has made."""
     content = {name: _content(url) for name, url in artifacts.items()}
     told = {"job_id": job_id, "artifacts": dict(artifacts), "content": content}
-    storage.write_json(_place(mark), told)
+    storage.write_json(_place(mark, root), told)
 
 
 def _content(url: str) -> str:
@@ -75,5 +78,5 @@ def _content(url: str) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest() if files else ""
 
 
-def _place(mark: str) -> str:
-    return storage.join(storage.root(), "steps", f"{mark}.json")
+def _place(mark: str, root: str) -> str:
+    return storage.join(root, "steps", f"{mark}.json")

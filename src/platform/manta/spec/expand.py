@@ -1,7 +1,8 @@
 """Parameters and matrices of a pipeline: one file for many runs, one step for many jobs.
 
 `${{ params.NAME }}` stands for a value of `params` or of `--param NAME=VALUE`, `${{ matrix.KEY }}`
-for one of the values in the step's own `matrix`.
+for one of the values in the step's own `matrix`, and `${{ needs.STEP.outputs.NAME }}` for the URL
+of what a step before it made, known only when that has run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ MAX_STEPS = 1000
 """Of one pipeline, all combinations counted."""
 
 _REFERENCE = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
+OUTPUT = re.compile(r"\$\{\{\s*needs\.([^\s}]+)\.outputs\.([\w-]+)\s*\}\}")
+"""Reference to what a step made: groups step as it runs, artifact."""
 _FIELDS = ("entrypoint", "config", "deploy")
 
 
@@ -58,8 +61,10 @@ def expand(
     for index, step in enumerate(spec.steps):
         for values in combined[step.name]:
             known = params | {f"matrix.{key}": _shown(value) for key, value in values.items()}
+            before = {need: tuple(_needed(need, combined, values)) for need in step.needs}
+            known |= _outputs(step, before)
             faults += _unknown(step, known, document, index)
-            needs = tuple(n for need in step.needs for n in _needed(need, combined, values))
+            needs = tuple(name for names in before.values() for name in names)
             told = _replaced(step, known) | {"name": _name(step, values), "needs": needs}
             expanded.append(Expanded(index=index, step=step.model_copy(update=told)))
     names = [one.step.name for one in expanded]
@@ -109,6 +114,18 @@ def _needed(
             yield _named(need, other)
 
 
+def _outputs(step: Step, before: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """References to outputs that stand for one step, as they are kept until it has run."""
+    known = {}
+    for text in (step.entrypoint or "", *step.environment.values()):
+        for need, output in OUTPUT.findall(text):
+            names = before.get(need) or tuple(n for ns in before.values() for n in ns if n == need)
+            if len(names) == 1:
+                reference = f"needs.{names[0]}.outputs.{output}"
+                known[f"needs.{need}.outputs.{output}"] = f"${{{{ {reference} }}}}"
+    return known
+
+
 def _name(step: Step, values: Mapping[str, Scalar]) -> str:
     return _named(step.name, values)
 
@@ -137,7 +154,7 @@ def _replaced(step: Step, known: Mapping[str, str]) -> dict[str, Any]:
 def _filled(text: str, known: Mapping[str, str], *, is_shell: bool) -> str:
     def value(match: re.Match[str]) -> str:
         found = known.get(match[1], match[0])
-        return shlex.quote(found) if is_shell else found
+        return shlex.quote(found) if is_shell and not OUTPUT.fullmatch(found) else found
 
     return _REFERENCE.sub(value, text)
 
@@ -145,13 +162,14 @@ def _filled(text: str, known: Mapping[str, str], *, is_shell: bool) -> str:
 def _unknown(
     step: Step, known: Mapping[str, str], document: Document, index: int
 ) -> Iterator[Finding]:
-    """References that stand for nothing."""
+    """References that stand for nothing, or for several things."""
     texts = {name: getattr(step, name) or "" for name in _FIELDS}
     texts |= {f"environment.{name}": text for name, text in step.environment.items()}
     for where, text in texts.items():
         for name in _REFERENCE.findall(text):
-            if name not in known:
-                fix = f"write one of: {', '.join(known)}" if known else "add it to `params`"
+            is_output = name.startswith("needs.")
+            if name not in known or (is_output and where in ("config", "deploy")):
+                fix = _fix(step, known, is_output=is_output)
                 path: Path_ = ("steps", index, *where.split(".", 1))
                 yield Finding(
                     file=document.file,
@@ -160,6 +178,16 @@ def _unknown(
                     what=f"`${{{{ {name} }}}}` stands for nothing",
                     fix=fix,
                 )
+
+
+def _fix(step: Step, known: Mapping[str, str], *, is_output: bool) -> str:
+    if is_output:
+        needs = ", ".join(step.needs) or "it has none"
+        return (
+            "write needs.STEP.outputs.NAME in `entrypoint` or `environment`, STEP being one of "
+            f"`needs` ({needs}); of a matrix name one combination"
+        )
+    return f"write one of: {', '.join(known)}" if known else "add it to `params`"
 
 
 def _invalid(document: Document, path: Path_, what: str) -> InvalidSpec:

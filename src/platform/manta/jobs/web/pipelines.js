@@ -30,7 +30,7 @@ function drawRun(run, now) {
   return h(
     "section",
     { class: "run", "data-key": run.id },
-    h("h2", { class: "id" }, run.pipeline, " ", badge(...stateOf(run))),
+    h("h2", { class: "id" }, run.pipeline, " ", badge(run.state)),
     h(
       "p",
       { class: "told" },
@@ -41,16 +41,6 @@ function drawRun(run, now) {
     ),
     graph(run, now),
   );
-}
-
-/** State and word of a run. It ends with its first step that fails. */
-function stateOf({ steps }) {
-  const has = (...states) => steps.find((step) => states.includes(step.state));
-  const failed = has("FAILED", "STOPPED");
-  if (failed) return [failed.state];
-  if (steps.every((step) => step.state === "SUCCEEDED")) return ["SUCCEEDED"];
-  // Between two steps, in a deploy, or left by its command: from here they look the same.
-  return has("RUNNING", "STARTING", "QUEUED") ? ["RUNNING"] : ["QUEUED", "not finished"];
 }
 
 /** Steps in layers by what they need: from left to right, or downwards where that is too wide. */
@@ -137,7 +127,7 @@ function node(step, { x, y }, now) {
 
 function word(step) {
   if (step.message === "unchanged") return "unchanged";
-  return step.state ? step.state.toLowerCase() : step.job_id ? "not yet" : "deploy";
+  return step.state ? step.state.toLowerCase() : step.job_id ? "not yet" : "to deploy";
 }
 
 /** A word, or how long, with the state's sign; the whole is in the title. */
