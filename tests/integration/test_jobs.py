@@ -214,3 +214,28 @@ def test_a_faulty_spec_is_refused_before_anything_starts(terminal: Terminal) -> 
     assert "bad.yaml:2: unknown key `entrypont`; did you mean `entrypoint`?" in result.stderr
     assert "Traceback" not in result.stderr
     assert len(_jobs(terminal)) == before
+
+
+def test_a_cluster_that_others_started_is_used_and_left_alone(
+    terminal: Terminal, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    there = json.loads(terminal(MANTA, "status", "--json").stdout)
+    token = Path(terminal.home, "clusters", "local", "auth_token")
+    other = new_terminal(tmp_path_factory)
+    attach = (MANTA, "attach", there["dashboard_url"], "--name", "theirs")
+    refused = other(*attach, ok=1).stderr
+    assert "give a token, with --token-file" in refused
+    assert "Traceback" not in refused
+    other(*attach, "--token-file", str(token))
+    try:
+        done = other(MANTA, "submit", "--cluster", "theirs", "--", "echo", "from-afar")
+        assert "from-afar" in done.stdout
+        assert json.loads(other(MANTA, "status", "--name", "theirs", "--json").stdout)["nodes"]
+        refused = other(MANTA, "down", "--name", "theirs", "--yes", ok=2).stderr
+        assert "is not Manta's to end; `manta detach theirs` forgets it" in refused
+        other(MANTA, "detach", "theirs")
+        job = json.loads(other(MANTA, "jobs", "--json").stdout)[0]["id"]
+        assert "from-afar" in other(MANTA, "logs", job).stdout  # out of storage
+    finally:
+        end_controller(other)
+    assert json.loads(terminal(MANTA, "status", "--json").stdout)["state"] == "up"

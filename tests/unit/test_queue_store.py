@@ -18,8 +18,8 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from manta import state as states
 from manta.errors import InputError
+from manta.jobs import audit, policy, queries, store
 from manta.jobs import lease as leases
-from manta.jobs import policy, queries, store
 from manta.jobs.lease import Lease, LeaseLost
 from manta.jobs.model import Cause, JobState, check_id, submission_id
 from manta.jobs.policy import Outcome
@@ -271,3 +271,19 @@ def test_the_tables_can_be_made_on_a_real_postgresql_server(server: str) -> None
     done = subprocess.run(words, input=script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("CREATE TABLE") == len(states.metadata.tables)
+
+
+def test_nobody_changes_or_removes_what_happened(state: State) -> None:
+    store.submit(state, request("a"), "ann")
+    for change in (states.events.update().values(text="nothing"), states.events.delete()):
+        refused = pytest.raises((StateError, sa.exc.IntegrityError), match="append-only")
+        with refused, state.write() as connection:
+            connection.execute(change)
+    assert [event.text for event in queries.events_of(state)] == ["true"]
+
+
+def test_what_was_done_beside_jobs_is_in_the_same_history(state: State) -> None:
+    audit.note(state, "cluster up", "gpu: cluster/onprem.yaml", cluster="gpu")
+    (event,) = queries.events_of(state)
+    assert (event.kind, event.cluster, event.job_id) == ("cluster up", "gpu", "")
+    assert "@" in event.actor

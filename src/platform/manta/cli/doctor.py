@@ -205,11 +205,18 @@ def _cluster(name: str) -> Iterator[Check]:
         yield from _ports()
     elif (known := record.load(name)).launched:
         yield _launched(known)
+    elif known.attached:
+        from manta.cluster import dashboard
+
+        answers = dashboard.is_up(f"{known.dashboard_url}/api/jobs/", known.token_path)
+        verdict: Literal["ok", "fail"] = "ok" if answers else "fail"
+        found = f"{'answers' if answers else 'silent'}, {known.dashboard_url}"
+        yield Check(what=what, verdict=verdict, found=found)
     else:
         health = local.health(known)
         up = health.state == "up"
         fix = "" if up else f"start afresh with `manta down --name {name}` and `manta up`"
-        verdict: Literal["ok", "fail"] = "ok" if up else "fail"
+        verdict = "ok" if up else "fail"
         found = f"{health.state}, {health.num_processes} processes, {known.dashboard_url}"
         yield Check(what=what, verdict=verdict, found=found, fix=fix)
     yield _token(name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from manta.cli import output
+from manta.cli import output, watch
 from manta.errors import InputError, MantaError
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ def command(
     from manta.cluster import record
 
     known = record.load(cluster) if record.path(cluster).exists() else None
+    if known and known.attached:
+        raise InputError(
+            f"cluster `{cluster}` is not Manta's to end", f"`manta detach {cluster}` forgets it"
+        )
     if dry_run:
         _print_plan(cluster, known, as_json)
         return
@@ -43,6 +47,8 @@ def command(
         stopped: ClusterRecord | None = known
     else:
         stopped = _end_here(cluster, known, yes, keep_logs)
+    if stopped is not None:
+        watch.note("cluster down", cluster, cluster)
     if as_json:
         output.print_json({"cluster": cluster, "stopped": stopped is not None})
     elif stopped is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manta import storage
-from manta.cli import output
+from manta.cli import output, watch
 from manta.cluster import record
 from manta.errors import InputError
 
@@ -86,6 +86,7 @@ def make(
         limits=Limits(**limits),
     )
     key_store.save(_root(cluster), key)
+    watch.note("api key made", f"{key.name} ({key.id}), {key.role}, for {key.owner}", cluster)
     _hand_over(key, secret, out, as_json)
 
 
@@ -122,6 +123,7 @@ def revoke(key: str, cluster: str, as_json: bool) -> None:
     root = _root(cluster)
     found = key_store.find(root, key).key
     key_store.revoke(root, found.id, 0, getpass.getuser())
+    watch.note("api key revoked", f"{found.name} ({found.id})", cluster)
     if as_json:
         output.print_json({"id": found.id, "name": found.name})
         return
@@ -152,6 +154,8 @@ def rotate(key: str, grace_s: float, out: str | None, cluster: str, as_json: boo
     new = replace(stored.key, id=fresh.id, sha256=fresh.sha256, created_at=now)
     key_store.save(root, new)
     key_store.revoke(root, stored.key.id, now + grace_s if grace_s else 0, getpass.getuser())
+    text = f"{new.name}: {stored.key.id} replaced by {new.id}"
+    watch.note("api key rotated", text, cluster)
     _hand_over(new, secret, out, as_json)
 
 

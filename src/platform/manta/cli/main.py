@@ -20,6 +20,8 @@ INTERRUPTED = 130
 COMMANDS = {
     "up": "Start a Ray cluster: on this machine, or the one of a cluster YAML.",
     "down": "Stop a cluster and everything that it started.",
+    "attach": "Make a Ray cluster known that others started: KubeRay, `ray up`.",
+    "detach": "Forget such a cluster; it goes on.",
     "status": "Show a cluster: nodes, resources, jobs, applications.",
     "env": "Print the variables under which plain ray and serve commands reach a cluster.",
     "check": "Check cluster, Serve, job and pipeline files; nothing is started.",

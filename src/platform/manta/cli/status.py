@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manta.cli import output
+from manta.errors import MantaError
 
 if TYPE_CHECKING:
     from manta.cluster.dashboard import Application, Node, RunningJob
@@ -40,6 +41,8 @@ class Status:
     """Of a cluster that Ray's launcher started, while it answers."""
     why: str = ""
     """Why it does not answer."""
+    end: str = ""
+    """The command that ends or forgets it, if not `manta down`."""
 
 
 @click.command(epilog=output.example("manta status", "manta status --name second --json"))
@@ -82,12 +85,26 @@ def _look(known: ClusterRecord) -> Status:
 
     if known.launched:
         return _look_launched(known)
+    if known.attached:
+        return _look_attached(known)
     health = local.health(known)
     up = health.state == "up"
     nodes = dashboard.nodes(known) if up else []
     used = dashboard.used_resources(known) if up else {}
     status = _status(known, health.state, nodes, used, answers=up)
     return replace(status, num_processes=health.num_processes)
+
+
+def _look_attached(known: ClusterRecord) -> Status:
+    from manta.cluster import dashboard
+
+    try:
+        nodes = dashboard.nodes(known)
+    except MantaError as error:
+        status = _status(known, "not answering", [], {}, answers=False)
+        return replace(status, why=error.what, end=f"manta detach {known.name}")
+    used = dashboard.used_resources(known)
+    return _status(known, "up", nodes, used, answers=True)
 
 
 def _look_launched(known: ClusterRecord) -> Status:
@@ -125,7 +142,7 @@ def _print(status: Status) -> None:
     click.echo(f"Cluster `{status.cluster}` is {status.state}, {_duration(status.age_s)} old.")
     if status.why:
         click.echo(f"  {status.why}")
-        click.echo(f"  end it with `manta down --name {status.cluster}`")
+        click.echo(f"  end it with `{status.end or f'manta down --name {status.cluster}'}`")
         return
     if status.state != "up" and status.outlook is None:
         click.echo(f"  {status.num_processes} of its processes are left")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from manta.cli import output
+from manta.cli import output, watch
 from manta.cluster import record
 
 
@@ -28,6 +28,7 @@ def command(app: str, cluster: str, dry_run: bool, as_json: bool) -> None:
         return
     with output.progress(f"Removing {app}"):
         deploy.undeploy(target, app)
+    watch.note("undeployed", app, cluster)
     if as_json:
         output.print_json({"removed": app, "kept": kept})
     else:

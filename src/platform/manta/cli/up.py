@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from manta.cli import output
+from manta.cli import output, watch
 from manta.cluster.record import DEFAULT_NAME
 from manta.errors import InputError
 
@@ -150,6 +150,7 @@ def _start_here(plan: UpPlan, timeout_s: float, as_json: bool) -> None:
 
     with output.progress(f"Starting cluster `{plan.record.name}`") as tell:
         record = local.execute(plan, timeout_s, tell)
+    watch.note("cluster up", f"{record.name}: on this machine", record.name)
     if as_json:
         output.print_json(asdict(record))
         return

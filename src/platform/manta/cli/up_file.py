@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manta import storage
-from manta.cli import output
+from manta.cli import output, watch
 from manta.errors import InputError, InvalidSpec
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def run(file: Path, options: Options) -> None:
         output.say(f"Go on:  manta up {file} --name {name}")
         output.say(f"End it: manta down --name {name}")
         raise
+    watch.note("cluster up", f"{name}: {file}", name)
     if options.as_json:
         output.print_json(asdict(record))
     else:

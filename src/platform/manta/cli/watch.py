@@ -37,6 +37,16 @@ def keep(state: State) -> None:
     daemon.ensure(state, states.url())
 
 
+def note(kind: str, text: str, cluster: str = "") -> None:
+    """Note in the history what this command has done. It is done: a state that is away is told."""
+    from manta.jobs import audit
+
+    try:
+        audit.note_here(kind, text, cluster=cluster)
+    except MantaError as error:
+        output.say(f"not noted in the history: {error}")
+
+
 def find(state: State, job_id: str) -> Job:
     """The job; one of plain `ray job submit` is waited for until the controller has seen it.
 

@@ -40,6 +40,11 @@ def read_token(path: Path) -> str:
     return token
 
 
+def headers(token_path: str) -> dict[str, str]:
+    """HTTP headers that show the token; none for a cluster that asks for none."""
+    return {"Authorization": f"Bearer {read_token(Path(token_path))}"} if token_path else {}
+
+
 def _create(path: Path, token: str) -> None:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from manta.cluster.credentials import read_token
+from manta.cluster import credentials
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
 
@@ -208,5 +208,4 @@ def _json(text: bytes) -> Any:
 
 
 def _authenticated(url: str, token_path: str) -> urllib.request.Request:
-    token = read_token(Path(token_path))
-    return urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    return urllib.request.Request(url, headers=credentials.headers(token_path))

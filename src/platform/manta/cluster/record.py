@@ -1,4 +1,4 @@
-"""What Manta remembers of a cluster that is up: one JSON file each, outside the cluster."""
+"""What Manta remembers of a cluster: one JSON file each, outside the cluster."""
 
 from __future__ import annotations
 
@@ -76,25 +76,33 @@ class ClusterRecord:
     serve_url: str
     """Base URL of Serve's HTTP proxy."""
     token_path: str
+    """Empty if the cluster asks for no token, which only one that was attached may."""
     temp_dir: str
     """Ray's own session logs and sockets."""
     storage_url: str
     started_at: str
     """UTC, ISO 8601."""
     launched: Launched | None = None
-    """Set if Ray's launcher started it; None for a cluster on this machine."""
+    """Set if Ray's launcher started it; None for a cluster on this machine, or one attached."""
+    attached: bool = False
+    """Whether others started it, and end it: KubeRay, a plain `ray up` or `ray start`."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its processes are this machine's, started by Manta."""
+        return self.launched is None and not self.attached
 
     def client_environment(self) -> dict[str, str]:
         """Variables under which plain `ray` and `serve` commands reach this cluster."""
         variables = {
-            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_MODE": "token" if self.token_path else "disabled",
             "RAY_AUTH_TOKEN_PATH": self.token_path,
-            "RAY_ADDRESS": self.gcs_address,
             "RAY_API_SERVER_ADDRESS": self.dashboard_url,
             "RAY_DASHBOARD_ADDRESS": self.dashboard_url,
-            LOOPBACK_VARIABLE: "0",
             storage.ROOT_VARIABLE: self.storage_url,
         }
+        if not self.attached:
+            variables |= {"RAY_ADDRESS": self.gcs_address, LOOPBACK_VARIABLE: "0"}
         if self.launched and self.launched.tls:
             from manta.cluster import tls
 

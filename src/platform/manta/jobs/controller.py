@@ -209,7 +209,7 @@ class Controller:
             url = logs.folder(job.storage_url, job.id, attempt.number)
             self._shipper.follow(sight.record, seen, url)
         if seen.done:
-            if job.stop_reason and sight.record.launched is None:
+            if job.stop_reason and sight.record.is_here:
                 leftovers.end(attempt.cluster_id, attempt.submission_id)
             self._end(job, attempt, policy.outcome_of(seen), ended_at=seen.ended_at)
         else:

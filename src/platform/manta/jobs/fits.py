@@ -32,8 +32,8 @@ def capacity(record: ClusterRecord, nodes: Sequence[Node]) -> dict[str, float]:
 
 def require_possible(record: ClusterRecord, demand: Demand) -> None:
     """Raise InputError, with the plan's reason, if the cluster could never hold `demand`."""
-    if not demand:
-        return
+    if not demand or record.attached:
+        return  # how far it can grow is not known here
     from manta.plan.nodes import plan_cluster
 
     if record.launched is None:

@@ -50,8 +50,10 @@ def require_enough(
 
 def usd_per_hour(cluster: ClusterRecord, demand: Demand) -> float | None:
     """What an hour of such a job is charged on the cluster; None if that is not known."""
+    if cluster.attached:
+        return None
     try:
-        whole = _local(cluster) if cluster.launched is None else _planned(cluster, demand)
+        whole = _local(cluster) if cluster.is_here else _planned(cluster, demand)
     except MantaError:
         return None
     if whole is None:

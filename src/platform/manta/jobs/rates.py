@@ -23,8 +23,10 @@ def of_cluster(record: ClusterRecord) -> Mapping[str, Rate]:
 
     The nodes of a cluster on this machine have no type, which is "" here.
     """
-    if record.launched is None:
+    if record.is_here:
         return _local()
+    if record.attached:
+        return {}  # whose machines these are is not known
     planned, catalog = outlook.read_planned(record)
     if planned is None:
         return {}  # its file has been moved or changed

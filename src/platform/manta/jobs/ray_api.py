@@ -12,11 +12,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from manta.cluster.credentials import read_token
+from manta.cluster import credentials
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
 from manta.spec import Resources
@@ -177,8 +176,7 @@ def _call(
 def _opened(
     cluster: ClusterRecord, method: str, path: str, body: bytes | None, timeout_s: float
 ) -> Any:
-    token = read_token(Path(cluster.token_path))
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    headers = {**credentials.headers(cluster.token_path), "Content-Type": "application/json"}
     request = urllib.request.Request(cluster.dashboard_url + path, body, headers, method=method)
     try:
         return _OPENER.open(request, timeout=timeout_s)

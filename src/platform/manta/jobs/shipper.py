@@ -251,6 +251,6 @@ class Shipper:
 
 def _open(cluster: ClusterRecord, job: RayJob, offset: int) -> Source:
     logs = Path(cluster.temp_dir, "r", "session_latest", "logs")  # as cluster/local.py has it
-    if cluster.launched is None and logs.is_dir():
+    if cluster.is_here and logs.is_dir():
         return FileSource(logs / f"job-driver-{job.submission_id}.log", offset)
     return StreamSource(cluster, job, offset)

@@ -115,7 +115,7 @@ def _look(name: str, before: Sight | None) -> Sight:
         jobs = {job.submission_id: job for job in ray_api.list_all(found)}
         resources, resources_at, nodes = _resources(found, before, begun_at)
     except MantaError:
-        dead = found.launched is None and found.pid > 0 and not _is_alive(found.pid)
+        dead = found.is_here and found.pid > 0 and not _is_alive(found.pid)
         return Sight(name=name, begun_at=begun_at, record=found, answers=False, is_gone=dead)
     return Sight(
         name=name,
