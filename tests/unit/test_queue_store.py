@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -287,3 +288,14 @@ def test_what_was_done_beside_jobs_is_in_the_same_history(state: State) -> None:
     (event,) = queries.events_of(state)
     assert (event.kind, event.cluster, event.job_id) == ("cluster up", "gpu", "")
     assert "@" in event.actor
+
+
+def test_the_queries_of_the_operators_page_work(state: State) -> None:
+    if state.engine.dialect.name != "postgresql":
+        pytest.skip("they are written for PostgreSQL")
+    text = (Path(__file__).parents[2] / "docs" / "operator.md").read_text()
+    queries_ = re.findall(r"^    (SELECT .*);$", text, re.MULTILINE)
+    assert len(queries_) == 3
+    with state.read() as connection:
+        for query in queries_:
+            connection.exec_driver_sql(query)

@@ -107,22 +107,26 @@ events = sa.Table(
 
 # Nobody rewrites what happened, by mistake or by a fault of ours.
 _SEALED = "events are append-only"
-for _what in ("UPDATE", "DELETE"):
-    sa.event.listen(
-        events,
-        "after_create",
-        sa.DDL(
-            f"CREATE TRIGGER events_no_{_what.lower()} BEFORE {_what} ON events "
-            f"BEGIN SELECT RAISE(ABORT, '{_SEALED}'); END"
-        ).execute_if(dialect="sqlite"),
-    )
-for _statement in (
-    "CREATE OR REPLACE FUNCTION events_sealed() RETURNS trigger LANGUAGE plpgsql AS "
-    f"$$ BEGIN RAISE EXCEPTION '{_SEALED}'; END $$",
-    "CREATE TRIGGER events_no_change BEFORE UPDATE OR DELETE ON events "
-    "FOR EACH ROW EXECUTE FUNCTION events_sealed()",
-):
-    sa.event.listen(events, "after_create", sa.DDL(_statement).execute_if(dialect="postgresql"))
+_SEALS = {
+    "sqlite": [
+        f"CREATE TRIGGER events_no_{what.lower()} BEFORE {what} ON events "
+        f"BEGIN SELECT RAISE(ABORT, '{_SEALED}'); END"
+        for what in ("UPDATE", "DELETE")
+    ],
+    "postgresql": [
+        "CREATE OR REPLACE FUNCTION events_sealed() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{_SEALED}'; END $$",
+        "CREATE TRIGGER events_no_change BEFORE UPDATE OR DELETE ON events "
+        "FOR EACH ROW EXECUTE FUNCTION events_sealed()",
+    ],
+}
+
+
+@sa.event.listens_for(events, "after_create")
+def _seal(_: sa.Table, connection: sa.Connection, **__: object) -> None:
+    for statement in _SEALS.get(connection.dialect.name, ()):
+        connection.exec_driver_sql(statement)
+
 
 leases = sa.Table(
     "leases",
