@@ -24,6 +24,8 @@ class FakeRay:
         self.misbehave: list[str] = []
         """What happens to the next submissions: `drop` (accepted, no answer), `lose` (neither),
         `no agent` (refused for now)."""
+        self.ahead_s = 0.0
+        """How far its clock is ahead of ours."""
         self.logs = folder / "r" / "session_latest" / "logs"
         self.logs.mkdir(parents=True)
         token = folder / "token"
@@ -36,6 +38,9 @@ class FakeRay:
 
             def do_POST(self) -> None:
                 fake.post(self)
+
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return super().date_time_string(fake.now())
 
             def log_message(self, *arguments: object) -> None:
                 pass
@@ -61,7 +66,7 @@ class FakeRay:
         self.server.server_close()
 
     def end(self, submission_id: str, status: str = "SUCCEEDED", **facts: Any) -> None:
-        self.jobs[submission_id] |= {"status": status, "end_time": _ms(), **facts}
+        self.jobs[submission_id] |= {"status": status, "end_time": self._ms(), **facts}
 
     def get(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.partition("?")[0]
@@ -111,13 +116,16 @@ class FakeRay:
             "driver_exit_code": None,
             "driver_node_id": "n",
             "metadata": job.get("metadata", {}),
-            "start_time": _ms(),
+            "start_time": self._ms(),
             "end_time": None,
         }
 
+    def now(self) -> float:
+        """UTC seconds by its clock."""
+        return time.time() + self.ahead_s
 
-def _ms() -> int:
-    return int(time.time() * 1000)
+    def _ms(self) -> int:
+        return int(self.now() * 1000)
 
 
 def _answer(request: BaseHTTPRequestHandler, status: int, value: object) -> None:

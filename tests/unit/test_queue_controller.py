@@ -203,3 +203,29 @@ def test_what_comes_again_is_submitted_by_the_controller_which_stays_for_it(site
     time.sleep(3)  # longer than an idle one stays
     assert site._thread is not None
     assert site._thread.is_alive(), "it ended, and nobody would submit the next one"
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
+def test_a_step_of_the_clock_times_no_running_job_out(
+    site: Site, monkeypatch: pytest.MonkeyPatch, ahead_s: float
+) -> None:
+    site.submit("a", timeout_s=600, deadline_s=900)
+    site.start()
+    site.until_state("a", JobState.RUNNING)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + ahead_s)
+    site.submit("b", timeout_s=0.5)
+    site.until_state("b", JobState.FAILED)
+    assert site.job("b").cause is Cause.TIMEOUT, "who is overdue still is seen"
+    assert site.job("a").state is JobState.RUNNING
+    assert not site.job("a").stop_reason
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
+def test_a_cluster_with_another_clock_times_no_job_out(site: Site, ahead_s: float) -> None:
+    site.ray.ahead_s = ahead_s
+    site.submit("a", timeout_s=600)
+    site.submit("b", timeout_s=0.5)
+    site.start()
+    assert site.until_state("b", JobState.FAILED).cause is Cause.TIMEOUT
+    assert not site.until_state("a", JobState.RUNNING).stop_reason

@@ -424,3 +424,11 @@ class StateError(MantaError):
 def now() -> float:
     """UTC seconds; what all times in the state are."""
     return time.time()
+
+
+def clock(connection: sa.Connection) -> float:
+    """UTC seconds by the one clock that all who use the database share: a server's own."""
+    if connection.dialect.name != "postgresql":
+        return now()
+    seconds = sa.extract("epoch", sa.func.clock_timestamp())
+    return float(connection.execute(sa.select(seconds)).scalar_one())

@@ -27,6 +27,7 @@ from manta.jobs.model import Attempt, Cause, Job, JobState
 from manta.jobs.policy import Outcome
 from manta.jobs.ray_api import RayJob
 from manta.jobs.shipper import Shipper
+from manta.jobs.steady import Steady
 from manta.jobs.view import View
 from manta.jobs.walk import Deploy, Walker
 from manta.jobs.watch import Sight, Watch
@@ -66,7 +67,7 @@ class Controller:
         self._accounts = Accounts(state, lease, self._pool, options.max_running)
         self._view, self._clock = View(state), Clock(state, lease)
         self._walker = Walker(state, lease, self._pool, self._wake.set, options.deploy)
-        self._shipper = Shipper()
+        self._shipper, self._steady = Shipper(), Steady()
         self._flights: dict[str, Future[Outcome | None]] = {}
         self._landed_at: dict[str, float] = {}
         self._stop_sent_at: dict[str, float] = {}
@@ -249,7 +250,8 @@ class Controller:
     def _stop_if_due(self, job: Job, attempt: Attempt, cluster: ClusterRecord) -> None:
         if not job.stop_reason:
             request = self._view.request(job)
-            reason = policy.overdue(request, job.submitted_at, attempt.started_at, now())
+            at = self._steady.now(attempt.submission_id)
+            reason = policy.overdue(request, job.submitted_at, attempt.started_at, at)
             reason = reason or self._accounts.stop_reason(job)
             if not reason:
                 return
@@ -293,6 +295,7 @@ class Controller:
         self._stop_sent_at.pop(attempt.submission_id, None)
         self._landed_at.pop(attempt.submission_id, None)
         self._pending_at.pop(attempt.submission_id, None)
+        self._steady.forget(attempt.submission_id)
 
     # -- The queue --
 

@@ -3,6 +3,9 @@
 The expiry decides who may *begin* to act; the token decides whose writes count. A controller that
 was asleep past its expiry (a suspended laptop, a stepped clock) finds its token outdated in the
 very transaction in which it would have written.
+
+Expiries are told by the database's clock, so that those of the machines need not agree. If that
+clock steps, one that waits may take over from one that works, which ends; nobody waits for long.
 """
 
 from __future__ import annotations
@@ -11,16 +14,19 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import sqlalchemy as sa
 
 from manta.errors import MantaError
-from manta.state import State, leases, now
+from manta.state import State, clock, leases
 
 NAME = "controller"
 TTL_S = 15.0
 RENEW_S = 3.0
+MAX_AHEAD_S = 2 * TTL_S
+"""An expiry further ahead than this is of a clock that has been put back since."""
 
 
 class LeaseLost(MantaError):
@@ -44,7 +50,7 @@ class Lease:
         """Push the expiry out. Raises LeaseLost."""
         with state.write() as connection:
             self.check(connection)
-            _set(connection, expires_at=now() + TTL_S)
+            _set(connection, expires_at=clock(connection) + TTL_S)
 
     def release(self, state: State) -> None:
         """Let the next one in at once."""
@@ -58,14 +64,15 @@ def acquire(state: State) -> Lease | None:
     me = _me()
     with state.write() as connection:
         row = connection.execute(sa.select(leases).where(leases.c.name == NAME)).one_or_none()
+        at = clock(connection)
         if row is None:
             connection.execute(
-                leases.insert().values(name=NAME, holder=me, token=1, expires_at=now() + TTL_S)
+                leases.insert().values(name=NAME, holder=me, token=1, expires_at=at + TTL_S)
             )
             return Lease(holder=me, token=1)
-        if row.expires_at > now() and not _is_dead(row.holder):
+        if _is_good(row, at):
             return None
-        _set(connection, holder=me, token=row.token + 1, expires_at=now() + TTL_S)
+        _set(connection, holder=me, token=row.token + 1, expires_at=at + TTL_S)
         return Lease(holder=me, token=row.token + 1)
 
 
@@ -73,9 +80,12 @@ def holder(state: State) -> str | None:
     """Who holds the lease now; None if nobody does."""
     with state.read() as connection:
         row = connection.execute(sa.select(leases).where(leases.c.name == NAME)).one_or_none()
-    if row is None or row.expires_at <= now() or _is_dead(row.holder):
-        return None
-    return str(row.holder)
+        at = clock(connection)
+    return str(row.holder) if row is not None and _is_good(row, at) else None
+
+
+def _is_good(row: sa.Row[Any], at: float) -> bool:
+    return at < row.expires_at <= at + MAX_AHEAD_S and not _is_dead(row.holder)
 
 
 def _set(connection: sa.Connection, **values: object) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 
 from manta.jobs.books import Key, Waiting
+from manta.jobs.policy import MAX_BACKOFF_S
 
 _key = itemgetter(3, 5, 4, 6, 7)  # priority, team, user, cluster, shape: where `Waiting` has them
 
@@ -91,7 +92,8 @@ class Line:
 
     def groups(self, now: float) -> Mapping[Key, Mapping[str, Waiting]]:
         """Jobs that may start at `now`, each group first in first out."""
-        while self._pauses and self._pauses[0][0] <= now:
+        # One longer than there is was told by a clock that has been put back since.
+        while self._pauses and not now < self._pauses[0][0] <= now + MAX_BACKOFF_S:
             at, job_id = heapq.heappop(self._pauses)
             job = self._jobs.get(job_id)
             if job is not None and job.not_before == at:

@@ -8,10 +8,12 @@ way of packages is what Ray's own client does (dashboard/modules/dashboard_sdk.p
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +22,8 @@ from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
 from manta.spec import Resources
 
+SAME_CLOCK_S = 5.0
+"""What HTTP's dates, in whole seconds, and a slow answer cannot tell from no difference."""
 TERMINAL = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy in between
 
@@ -106,9 +110,13 @@ def find(cluster: ClusterRecord, submission_id: str) -> RayJob | None:
 
 
 def list_all(cluster: ClusterRecord) -> list[RayJob]:
-    """All submissions that the cluster remembers, oldest first. Raises Unreachable."""
-    found = _json(cluster, "GET", "/api/jobs/")
-    jobs = [_job(details) for details in found if details["submission_id"]]
+    """All submissions that the cluster remembers, oldest first, with times by our own clock.
+
+    Raises Unreachable.
+    """
+    body, date = _exchange(cluster, "GET", "/api/jobs/")
+    ahead_s = _ahead_s(date)
+    jobs = [_job(found, ahead_s) for found in json.loads(body) if found["submission_id"]]
     return sorted(jobs, key=lambda job: job.started_at or float("inf"))
 
 
@@ -166,9 +174,21 @@ def _call(
     *,
     timeout_s: float = 15,
 ) -> bytes:
+    return _exchange(cluster, method, path, body, timeout_s=timeout_s)[0]
+
+
+def _exchange(
+    cluster: ClusterRecord,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    *,
+    timeout_s: float = 15,
+) -> tuple[bytes, str]:
+    """What was answered, and when by the clock there."""
     try:
         with _opened(cluster, method, path, body, timeout_s) as answer:
-            return bytes(answer.read())
+            return bytes(answer.read()), answer.headers.get("Date", "")
     except (OSError, ValueError) as error:
         raise _unreachable(cluster, error) from None
 
@@ -194,7 +214,16 @@ def _unreachable(cluster: ClusterRecord, error: Exception) -> Unreachable:
     )
 
 
-def _job(details: Mapping[str, Any]) -> RayJob:
+def _ahead_s(date: str) -> float:
+    """How far the clock that told `date` is ahead of ours; 0 if it is as right as can be told."""
+    try:
+        ahead_s = parsedate_to_datetime(date).timestamp() - time.time()
+    except ValueError:
+        return 0.0
+    return ahead_s if abs(ahead_s) > SAME_CLOCK_S else 0.0
+
+
+def _job(details: Mapping[str, Any], ahead_s: float = 0.0) -> RayJob:
     started, ended = details["start_time"], details["end_time"]
     return RayJob(
         submission_id=details["submission_id"] or "",
@@ -205,8 +234,8 @@ def _job(details: Mapping[str, Any]) -> RayJob:
         exit_code=details["driver_exit_code"],
         node_id=details["driver_node_id"] or "",
         metadata=details["metadata"] or {},
-        started_at=started / 1000 if started else None,
-        ended_at=ended / 1000 if ended else None,
+        started_at=started / 1000 - ahead_s if started else None,
+        ended_at=ended / 1000 - ahead_s if ended else None,
     )
 
 

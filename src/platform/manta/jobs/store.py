@@ -27,7 +27,7 @@ from manta.jobs.model import (
 )
 from manta.jobs.policy import Outcome, Verdict, resources_for
 from manta.jobs.queries import read_job, read_known, request_of, unknown
-from manta.state import State, attempts, clusters, events, jobs, now
+from manta.state import State, attempts, clock, clusters, events, jobs, now
 
 CONTROLLER = "controller"
 
@@ -52,7 +52,8 @@ def submit(state: State, request: JobRequest, actor: str) -> tuple[Job, bool]:
 def submit_in(connection: sa.Connection, request: JobRequest, actor: str) -> tuple[Job, bool]:
     """The same in a transaction of the caller."""
     check_id(request.id)
-    digest, at = request.digest(), now()
+    digest = request.digest()
+    at = clock(connection)  # not of whoever sends it: the deadline counts from here
     known = read_job(connection, request.id)
     if known is not None:
         if known.digest != digest:
