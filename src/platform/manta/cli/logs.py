@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import TYPE_CHECKING
 
 import click
@@ -10,7 +11,12 @@ from manta.cli import output, watch, watch_run
 from manta.errors import InputError, MantaError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from manta.jobs.model import Attempt, Job
+
+LARGE_BYTES = 8 * 2**20
+"""The cluster gives a log in one piece: of a longer one what is shipped so far is shown."""
 
 
 @click.command(epilog=output.example("manta logs train-1a2b3c4d", "manta logs -f train-1a2b3c4d"))
@@ -39,25 +45,38 @@ def command(job: str, follow: bool, attempt: int | None, as_json: bool) -> int:
     tries = queries.attempts_of(state, job)
     if attempt is not None and attempt > len(tries):
         raise InputError(f"job {job} has {len(tries)} attempts", f"there is no {attempt}")
-    text = _text(found, tries[(attempt or 0) - 1]) if tries else ""
+    pieces = _pieces(found, tries[(attempt or 0) - 1]) if tries else iter(())
     if as_json:
-        output.print_json({"submission_id": job, "log": text})
+        output.print_json({"submission_id": job, "log": "".join(pieces)})
     else:
-        click.echo(text, nl=False)
+        for text in pieces:
+            click.echo(text, nl=False)
     return 0
 
 
-def _text(job: Job, attempt: Attempt) -> str:
+def _pieces(job: Job, attempt: Attempt) -> Iterator[str]:
     """The log: from the cluster while it grows, if that answers, else from storage."""
     from manta.cluster import record
     from manta.jobs import logs, ray_api
 
-    if attempt.log_state == "growing":
+    url = logs.folder(job.storage_url, job.id, attempt.number)
+    if attempt.log_state == "growing" and not _is_large(url):
         try:
             place = record.find(attempt.cluster)
             if place.cluster_id == attempt.cluster_id:
-                return ray_api.log_text(place, attempt.submission_id)
+                yield ray_api.log_text(place, attempt.submission_id)
+                return
         except MantaError:
             pass  # what has been shipped is there all the same
-    url = logs.folder(job.storage_url, job.id, attempt.number)
-    return b"".join(logs.read(url)).decode(errors="replace")
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    yield from map(decoder.decode, logs.read(url))
+    yield decoder.decode(b"", final=True)
+
+
+def _is_large(url: str) -> bool:
+    from manta.jobs import logs
+
+    try:
+        return logs.size(url) > LARGE_BYTES
+    except InputError:  # no storage just now: the cluster may have it
+        return False
