@@ -1,16 +1,18 @@
 """What the durable queue costs: time until a job runs, beside plain `ray job submit`; and size.
 
-    python bench/jobqueue.py [--json FILE] [--repetitions N] [--jobs N]
+    python bench/jobqueue.py [--json FILE] [--repetitions N] [--jobs N] [--postgresql [URL]]
+                             [--only-size]
 
 The first part needs a cluster (`manta up`): the same command is sent by turns with `ray job submit
 --no-wait` and `manta submit --no-wait`, and writes down the moment at which it runs. The second
-fills an SQLite state with queued jobs and lists, filters and schedules them, in a process of its
-own.
+fills a state with queued jobs and lists, filters and schedules them, in a process of its own: in
+an SQLite file, and with --postgresql in an empty database at URL, or on a server that it starts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -22,10 +24,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+import throwaway
 from common import machine, table, write_json
+
+if TYPE_CHECKING:
+    from manta.jobs.model import JobRequest
 
 BIN = Path(sys.executable).parent
 SHAPES = tuple(json.dumps([["GPU", float(n)]]) for n in (1, 2, 4, 8))
@@ -38,8 +44,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=100_000)
-    parser.add_argument("--fill", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--postgresql", nargs="?", const="", metavar="URL")
+    parser.add_argument("--only-size", action="store_true", help="needs no cluster")
+    parser.add_argument("--fill", metavar="URL", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", metavar="URL", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.fill:
         fill(arguments.fill, arguments.jobs)
@@ -51,17 +59,18 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Both parts."""
-    latency = measure_latency(arguments.repetitions)
-    print(table(latency["rows"]))
-    shipping = measure_shipping()
-    print()
-    print(table([{"log shipping": name, "value": f"{v:.3g}"} for name, v in shipping.items()]))
-    large = measure_size(arguments.jobs)
-    print()
-    print(table([{"": name, "value": f"{value:.4g}"} for name, value in large.items()]))
-    result = {"machine": machine(), "latency": latency, "shipping": shipping, "size": large}
+    result: dict[str, Any] = {"machine": machine()}
+    if not arguments.only_size:
+        latency, shipping = measure_latency(arguments.repetitions), measure_shipping()
+        print(table(latency["rows"]), end="\n\n")
+        rows = [{"log shipping": name, "value": f"{v:.3g}"} for name, v in shipping.items()]
+        print(table(rows), end="\n\n")
+        result |= {"latency": latency, "shipping": shipping}
+    large = measure_sizes(arguments.jobs, arguments.postgresql)
+    names = large["SQLite"]
+    print(table([{"": n, **{kind: f"{large[kind][n]:.4g}" for kind in large}} for n in names]))
     if arguments.json:
-        write_json(arguments.json, result)
+        write_json(arguments.json, result | {"size": large})
 
 
 def measure_latency(repetitions: int) -> dict[str, Any]:
@@ -150,30 +159,42 @@ def measure_shipping(rate_mb_per_s: int = 5, seconds: int = 8) -> dict[str, floa
     }
 
 
-def measure_size(num_jobs: int) -> dict[str, float]:
+def measure_sizes(num_jobs: int, postgresql: str | None) -> dict[str, dict[str, float]]:
+    """Kind of database → what `size` gives.
+
+    Args:
+        num_jobs: so many are queued.
+        postgresql: URL of an empty database; empty: a server is started; None: SQLite alone.
+    """
+    with throwaway.sqlite() as url:
+        found = {"SQLite": measure_size(url, num_jobs)}
+    if postgresql is not None:
+        given = contextlib.nullcontext(postgresql)
+        with given if postgresql else throwaway.postgresql() as url:
+            found["PostgreSQL"] = measure_size(url, num_jobs)
+    return found
+
+
+def measure_size(url: str, num_jobs: int) -> dict[str, float]:
     """What `size` gives, in a process that has done nothing else."""
-    with tempfile.TemporaryDirectory(prefix="m-bench-") as folder:
-        words = [sys.executable, __file__, "--jobs", str(num_jobs)]
-        subprocess.run([*words, "--fill", f"{folder}/state.db"], check=True)
-        done = subprocess.run(
-            [*words, "--measure", f"{folder}/state.db"],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    words = [sys.executable, __file__, "--jobs", str(num_jobs)]
+    subprocess.run([*words, "--fill", url], check=True)
+    measure = [*words, "--measure", url]
+    done = subprocess.run(measure, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
 
-def size(file: Path, num_jobs: int) -> dict[str, float]:
+def size(url: str, num_jobs: int) -> dict[str, float]:
     """List, filter, load and schedule; milliseconds, and MiB of this process."""
     from manta import state as states
-    from manta.jobs import passes, queries, spending
+    from manta.jobs import lease as leases
+    from manta.jobs import passes, queries, spending, store
     from manta.jobs.books import Shares
     from manta.jobs.model import JobState
     from manta.jobs.view import View
 
-    state = states.open_state(f"sqlite:///{file}")
+    state = states.open_state(url)
     result: dict[str, float] = {"jobs": num_jobs}
     result["list newest 100 ms"] = _ms(lambda: queries.listed(state, limit=100))
     result["filter by user, newest 100 ms"] = _ms(
@@ -191,44 +212,51 @@ def size(file: Path, num_jobs: int) -> dict[str, float]:
         lambda: passes.run(time.time(), view.waiting, (), rooms, Shares(), preempt=False)
     )
     result["refresh after nothing ms"] = _ms(view.refresh)
+    numbers = iter(range(100))
+
+    def again() -> None:
+        store.submit(state, _request(f"new-{next(numbers)}", 7, SHAPES[0]), "bench")
+
+    result["submit one ms"] = _ms(again)
+    result["refresh after one ms"] = _ms(view.refresh, before=again)
+    held = leases.acquire(state)
+    assert held is not None
+    starts = [queries.get(state, f"new-{number}") for number in range(7)]
+    result["write down one start ms"] = _ms(
+        lambda: store.begin_attempt(state, held, starts.pop(), cluster="east", cluster_id="east")
+    )
     result["memory MiB"] = psutil.Process().memory_info().rss / 2**20
     result["what as many attempts cost ms"] = _ms(lambda: spending.report(state, "team", 0.0), 3)
     return result
 
 
-def _ms(act: Callable[[], object], repetitions: int = 7) -> float:
+def _ms(
+    act: Callable[[], object],
+    repetitions: int = 7,
+    before: Callable[[], object] = lambda: None,
+) -> float:
     taken = []
     for _ in range(repetitions):
+        before()
         begun = time.perf_counter()
         act()
         taken.append(1000 * (time.perf_counter() - begun))
     return statistics.median(taken)
 
 
-def fill(file: Path, num_jobs: int) -> None:
+def fill(url: str, num_jobs: int) -> None:
     """Write a state with so many queued jobs, of many users, on three clusters of ten nodes.
 
     Each has an attempt behind it.
     """
     from manta import state as states
-    from manta.jobs.model import JobRequest
 
-    state = states.open_state(f"sqlite:///{file}")
+    state = states.open_state(url)
     chance = random.Random(0)
     rows = []
     for number in range(num_jobs):
         user = chance.randrange(NUM_USERS)
-        asked = JobRequest(
-            id=f"job-{number}",
-            name="job",
-            entrypoint="python jobs/train.py --config configs/train.yaml",
-            runtime_env_passthrough={"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"},
-            user=f"user{user}",
-            team=f"team{user % NUM_TEAMS}",
-            cluster=("east", "west", "north")[user % 3],
-            shape=chance.choice(SHAPES),
-            storage_url="/nowhere",
-        )
+        asked = _request(f"job-{number}", user, chance.choice(SHAPES))
         same = {key: getattr(asked, key) for key in ("id", "name", "user", "team", "cluster")}
         rows.append(
             {
@@ -258,6 +286,22 @@ def fill(file: Path, num_jobs: int) -> None:
         connection.execute(states.jobs.insert(), rows)
         connection.execute(states.attempts.insert(), [_attempt(row, chance) for row in rows])
         connection.execute(states.nodes.insert(), [_node(number) for number in range(30)])
+
+
+def _request(job_id: str, user: int, shape: str) -> JobRequest:
+    from manta.jobs.model import JobRequest
+
+    return JobRequest(
+        id=job_id,
+        name="job",
+        entrypoint="python jobs/train.py --config configs/train.yaml",
+        runtime_env_passthrough={"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"},
+        user=f"user{user}",
+        team=f"team{user % NUM_TEAMS}",
+        cluster=("east", "west", "north")[user % 3],
+        shape=shape,
+        storage_url="/nowhere",
+    )
 
 
 def _attempt(job: dict[str, Any], chance: random.Random) -> dict[str, Any]:
