@@ -411,6 +411,9 @@ def _explained(engine: sa.Engine) -> Iterator[None]:
         yield
     except sa.exc.IntegrityError:
         raise
+    except sa.exc.DataError as error:  # of whoever gave it: the database is well
+        reason = " ".join(str(error.orig).split())
+        raise InputError(f"the state cannot keep this: {reason}") from None
     except DBAPIError as error:
         shown = engine.url.render_as_string(hide_password=True)
         reason = " ".join(str(error.orig).split())

@@ -17,7 +17,7 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 import manta
 from manta.errors import InputError, MantaError
@@ -36,6 +36,7 @@ from manta.jobs import (
 )
 from manta.jobs.access import Key, Role
 from manta.jobs.books import Share
+from manta.jobs.http_body import Body
 from manta.jobs.model import PRIORITIES, IdTaken, Job, JobRequest, JobState, UnknownJob
 from manta.jobs.shape import of_resources
 from manta.plan.demand import demand_of_work
@@ -52,10 +53,8 @@ _Before = Annotated[int | None, Query(ge=0, le=2**62)]
 _Name = Annotated[str | None, Query(max_length=200)]
 
 
-class Submission(BaseModel):
+class Submission(Body):
     """What a job is, without local files: its code is a URI in `runtime_env`, or on the nodes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str = Field(max_length=128)
     name: Name = "job"
@@ -71,10 +70,8 @@ class Submission(BaseModel):
     budget_usd: float | None = Field(None, gt=0, le=1e12)
 
 
-class Quota(BaseModel):
+class Quota(Body):
     """What a team or user is due, and may hold at most; `slot` limits the number of jobs."""
-
-    model_config = ConfigDict(extra="forbid")
 
     weight: float = Field(1.0, gt=0, le=1e9)
     limits: dict[str, Annotated[float, Field(ge=0, le=1e12)]] = Field(

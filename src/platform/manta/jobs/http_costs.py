@@ -7,20 +7,19 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI
 from fastapi import Query as Param
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from manta.jobs import budgets, queries, spending
 from manta.jobs.access import Key
 from manta.jobs.budgets import AtLimit, Per
+from manta.jobs.http_body import Body
 from manta.state import State, now
 
 _Days = Annotated[float, Param(gt=0, le=36_500)]
 
 
-class BudgetIn(BaseModel):
+class BudgetIn(Body):
     """What a team may spend in a period, and what happens when it has."""
-
-    model_config = ConfigDict(extra="forbid")
 
     usd: float = Field(gt=0, le=1e12)
     per: Per = "month"
