@@ -211,7 +211,7 @@ class Controller:
             self._shipper.follow(sight.record, seen, url)
         if seen.done:
             if job.stop_reason and sight.record.is_here:
-                leftovers.end(attempt.cluster_id, attempt.submission_id)
+                leftovers.end(attempt.cluster_id, attempt.submission_id, seen.job_id)
             self._end(job, attempt, policy.outcome_of(seen), ended_at=seen.ended_at)
         else:
             self._stop_if_due(job, attempt, sight.record)
@@ -222,7 +222,8 @@ class Controller:
     def _running(self, job: Job, attempt: Attempt, seen: RayJob) -> Job:
         # Ray's start is when it took the job, which may have waited for a node since.
         waited_until = self._pending_at.pop(attempt.submission_id, 0.0)
-        at = max(seen.started_at or now(), waited_until)
+        at = min(now(), max(seen.started_at or now(), waited_until))
+        self._steady.forget(attempt.submission_id)
         held = self._state, self._lease
         job = store.mark_running(*held, job, attempt, at=at, node_id=seen.node_id)
         self._view.put(job)

@@ -49,6 +49,8 @@ class RayJob:
     """What Ray knows of one submission. Times are UTC seconds; None where not reached."""
 
     submission_id: str
+    job_id: str = ""
+    """Ray's own of its newest driver that called `ray.init`; empty if none has."""
     status: str
     entrypoint: str
     message: str
@@ -227,6 +229,7 @@ def _job(details: Mapping[str, Any], ahead_s: float = 0.0) -> RayJob:
     started, ended = details["start_time"], details["end_time"]
     return RayJob(
         submission_id=details["submission_id"] or "",
+        job_id=details.get("job_id") or "",
         status=details["status"],
         entrypoint=details["entrypoint"],
         message=details["message"] or "",
