@@ -122,7 +122,11 @@ class Arena:
 
     def all_end(self, timeout_s: float = 180) -> None:
         """Wait until every job has ended."""
-        until(lambda: all(job.state.done for job in self._ours()), "all jobs end", timeout_s)
+        try:
+            until(lambda: all(job.state.done for job in self._ours()), "all jobs end", timeout_s)
+        except AssertionError as error:
+            left = [job for job in self._ours() if not job.state.done]
+            raise AssertionError(f"{error}: {left}") from None
 
     def causes(self, job_id: str) -> list[str]:
         """Why each of its attempts ended."""

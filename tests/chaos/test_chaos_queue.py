@@ -7,105 +7,68 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
-import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from arena import Arena
+from terminal import MANTA, until
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-from terminal import MANTA, Terminal, end_controller, new_terminal, until
-
-from manta import state as states
-from manta.jobs import queries, store
-from manta.jobs.model import JobRequest, JobState
-from manta.state import State
+from manta.jobs import lease
+from manta.jobs.model import JobState
 
 NUM_JOBS = int(os.environ.get("MANTA_CHAOS_JOBS", "24"))
 NUM_KILLS = int(os.environ.get("MANTA_CHAOS_KILLS", "6"))
 
 
-@pytest.fixture
-def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
-    shell = new_terminal(tmp_path_factory)
-    shell(MANTA, "up", "--ports", "auto")
-    yield shell
-    shell(MANTA, "down", "--yes")
-    end_controller(shell, signal.SIGKILL)
-
-
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_controller_killed_at_random_moments_loses_nothing_and_runs_nothing_twice(
-    terminal: Terminal, tmp_path: Path
+    arena: Arena,
 ) -> None:
     seed = int(os.environ.get("MANTA_CHAOS_SEED", "0")) or random.randrange(1, 10**6)
-    chance, ran = random.Random(seed), tmp_path / "ran"
-    state = states.open_state(f"sqlite:///{terminal.home}/state.db")
-    for number in range(NUM_JOBS):
-        store.submit(state, _request(terminal, f"c{number}", ran), "chaos")
-    num_kills = _kill_while_they_run(terminal, state, chance)
-    terminal(MANTA, "jobs")  # starts the last controller
-    until(lambda: _num_unfinished(state) == 0, "all jobs end", timeout_s=900)
-    started = Counter(line.split()[0] for line in ran.read_text().splitlines())
-    jobs = queries.listed(state)
-    attempts = {job.id: len(queries.attempts_of(state, job.id)) for job in jobs}
-    ended = Counter(str(job.state) for job in jobs)
-    logs = sum(f"end-{j.id}" in terminal(MANTA, "logs", j.id).stdout for j in jobs[:10])
+    chance, begun = random.Random(seed), time.monotonic()
+    ids = [f"c{number}" for number in range(NUM_JOBS)]
+    on_it = _kill_while_they_run(arena, ids, chance)
+    arena.work()  # starts the last controller
+    arena.all_end(900)
+    tally = arena.tally(ids)
+    told = random.Random(seed).sample(ids, min(10, NUM_JOBS))
+    logs = sum(f"end-{i}" in arena.terminal(MANTA, "logs", i).stdout for i in told)
     print(
-        f"\nseed {seed}: {num_kills} kills, {len(jobs)} jobs: {dict(ended)}; "
-        f"{sum(started.values())} runs for {sum(attempts.values())} attempts; "
-        f"lost {NUM_JOBS - len(started)}, "
-        f"twice {sum(n > attempts[i] for i, n in started.items())}; "
-        f"logs with their end {logs} of {min(10, len(jobs))}"
+        f"\nseed {seed}: {len(on_it)} kills with {min(on_it)} to {max(on_it)} jobs on the "
+        f"cluster, within {time.monotonic() - begun:.0f} s; {tally}; "
+        f"logs with their end {logs} of {len(told)}"
     )
-    assert num_kills >= min(3, NUM_KILLS), "all had ended before it was killed: give it more jobs"
-    assert ended == {"SUCCEEDED": NUM_JOBS}
-    assert started == attempts, "each ran exactly as often as its attempts say"
-    assert logs == min(10, len(jobs))
+    assert tally.is_clean
+    assert tally.ended == {"SUCCEEDED": NUM_JOBS}
+    assert tally.num_runs == tally.num_attempts, "each ran exactly as often as its attempts say"
+    assert logs == len(told)
 
 
-def _kill_while_they_run(terminal: Terminal, state: State, chance: random.Random) -> int:
-    """Start a controller and kill it, while jobs are left, at most NUM_KILLS times; how often."""
+def _kill_while_they_run(arena: Arena, ids: list[str], chance: random.Random) -> list[int]:
+    """Start a controller and kill it, NUM_KILLS times; how many jobs were on the cluster then.
+
+    Half of the jobs are there at first, the others come in between, so that there are always some.
+    """
+    waiting, on_it = list(ids), []
     for number in range(NUM_KILLS):
-        if not _num_unfinished(state):
-            return number
-        process = subprocess.Popen(
-            [MANTA, "queue"],
-            env=terminal.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        until(lambda p=process: _is_at_work(state, p.pid), "the controller has the lease")
+        left = len(ids) // 2 * (NUM_KILLS - 1 - number) // NUM_KILLS
+        while len(waiting) > left:
+            job_id = waiting.pop(0)
+            arena.submit(job_id, f"sleep 0.3; echo end-{job_id}")
+        log = arena.terminal.folder / "queue.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [MANTA, "queue"], env=arena.terminal.environment, stdout=output, stderr=output
+            )
+        until(lambda p=process: _is_at_work(arena, p.pid), "the controller has the lease")
         time.sleep(chance.uniform(0.0, 2.0))
+        on_it.append(arena.count(JobState.STARTING, JobState.RUNNING))
         process.kill()
         process.wait()
-    return NUM_KILLS
+    return on_it
 
 
-def _is_at_work(state: State, pid: int) -> bool:
-    from manta.jobs import lease
-
-    holder = lease.holder(state)
+def _is_at_work(arena: Arena, pid: int) -> bool:
+    holder = lease.holder(arena.state)
     return holder is not None and holder.split(" ")[1] == str(pid)
-
-
-def _num_unfinished(state: State) -> int:
-    return sum(n for name, n in queries.counts(state).items() if not JobState(name).done)
-
-
-def _request(terminal: Terminal, job_id: str, ran: Path) -> JobRequest:
-    # One short line, appended at once: two jobs never mix theirs.
-    work = f"echo {job_id} $$ >> {ran}; sleep 0.3; echo end-{job_id}"
-    return JobRequest(
-        id=job_id,
-        name="chaos",
-        entrypoint=work,
-        runtime_env_passthrough={},
-        user="chaos",
-        cluster="local",
-        storage_url=terminal.environment["MANTA_STORAGE"],
-    )
