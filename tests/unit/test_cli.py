@@ -91,6 +91,12 @@ def test_bad_usage_exits_2_with_a_message_and_no_traceback(arguments, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_bytes_that_are_no_text_are_refused_in_one_line(tmp_path):
+    done = manta("submit", "--dry-run", "--", "echo", b"a\xff", home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: `a?` is not UTF-8; put odd bytes into a file\n"
+
+
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("a bug")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 import manta
-from manta.errors import InvalidSpec, MantaError
+from manta.errors import InputError, InvalidSpec, MantaError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
     try:
+        _require_text(sys.argv[1:] if arguments is None else arguments)
         result: Any = cli.main(arguments, prog_name="manta", standalone_mode=False)
     except MantaError as error:
         prefix = "" if isinstance(error, InvalidSpec) else "Error: "  # findings begin file:line
@@ -98,6 +99,14 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         click.echo("Interrupted.", err=True)
         return INTERRUPTED
     return result if isinstance(result, int) else 0
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    """Raise InputError for bytes that are no text: nothing that is kept could hold them."""
+    for argument in arguments:
+        shown = argument.encode("utf-8", "replace").decode()
+        if shown != argument:
+            raise InputError(f"`{shown[:100]}` is not UTF-8", "put odd bytes into a file")
 
 
 if __name__ == "__main__":
