@@ -1,0 +1,1 @@
+"""Whether a model fits an accelerator: weights, KV cache, reading speed. Arithmetic only."""
