@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from manta.sizing.kv_cache import CacheSettings, cache_of, stages
 from manta.sizing.model import model_of
@@ -169,3 +170,16 @@ def test_layers_are_divided_over_a_pipeline_as_vllm_divides_them() -> None:
         for size in (1, 2, 3, 4, 8):
             theirs = [get_pp_indices(num_layers, rank, size) for rank in range(size)]
             assert [(s.start, s.stop) for s in stages(num_layers, size)] == theirs
+
+
+def test_ray_takes_the_arguments_of_the_ready_settings() -> None:
+    from ray.llm._internal.serve.core.ingress.builder import LLMServingArgs
+    from ray.llm._internal.serve.serving_patterns.prefill_decode.builder import PDServingArgs
+
+    files = sorted(FACTS[0].parents[1].glob("*.yaml"))
+    assert files
+    for file in files:
+        (app,) = yaml.safe_load(file.read_text())["applications"]
+        arguments = {k: v for k, v in app["args"].items() if k != "guard"}
+        schema = PDServingArgs if "prefill_config" in arguments else LLMServingArgs
+        schema.model_validate(arguments)

@@ -7,6 +7,7 @@ from manta.check import (  # noqa: F401  (each registers its rules)
     cluster_machines,
     cluster_security,
     cluster_shape,
+    models,
     packages,
     placement,
     reading,

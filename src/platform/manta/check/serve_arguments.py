@@ -23,16 +23,24 @@ from manta.spec.guard import GuardConfig, Limits
 from manta.spec.loading import Path_
 from manta.spec.serve import Application
 
+SPLIT = ("prefill_config", "decode_config")
+"""LLM configs of an application whose prompts are read and whose answers are written apart."""
 _GROUP_KEYS = frozenset({"bundles", "strategy", "bundle_per_worker"})
 _LLM = {
-    "": LLM_KEYS["LLMServingArgs"] | {"guard"},
+    "": LLM_KEYS["LLMServingArgs"] | {"guard", *SPLIT},
     "guard": frozenset(GuardConfig.model_fields),
     "guard.default_limits": frozenset(Limits.model_fields),
-    "llm_configs": LLM_KEYS["LLMConfig"],
-    "llm_configs.model_loading_config": LLM_KEYS["ModelLoadingConfig"],
-    "llm_configs.lora_config": LLM_KEYS["LoraConfig"],
-    "llm_configs.placement_group_config": _GROUP_KEYS,
     "ingress_cls_config": LLM_KEYS["IngressClsConfig"],
+    **{
+        f"{entry}{below}": keys
+        for entry in ("llm_configs", *SPLIT)
+        for below, keys in (
+            ("", LLM_KEYS["LLMConfig"]),
+            (".model_loading_config", LLM_KEYS["ModelLoadingConfig"]),
+            (".lora_config", LLM_KEYS["LoraConfig"]),
+            (".placement_group_config", _GROUP_KEYS),
+        )
+    },
 }
 
 
@@ -47,6 +55,9 @@ def llm_configs(path: Path_, application: Application) -> Iterator[tuple[Path_, 
     for i, config in enumerate(configs if isinstance(configs, list) else ()):
         if isinstance(config, dict):
             yield (*path, "args", "llm_configs", i), config
+    for key in SPLIT:
+        if isinstance(config := application.args.get(key), dict):
+            yield (*path, "args", key), config
 
 
 @rule("serve-llm-argument", "error", "serve")
@@ -65,8 +76,13 @@ def llm_incomplete(file: File, project: Project) -> Iterator[Fault]:
     for path, application in applications(file):
         if not is_llm(application):
             continue
-        if "llm_configs" not in application.args:
+        split = [key for key in SPLIT if key in application.args]
+        if "llm_configs" not in application.args and not split:
             yield Fault((*path, "args"), "`llm_configs` is missing", "add `llm_configs: [ … ]`")
+        for key in SPLIT if split else ():
+            if key not in application.args:
+                fix = f"add `{key}: …`"
+                yield Fault((*path, "args"), f"`{key}` is missing beside `{split[0]}`", fix)
         for at, config in llm_configs(path, application):
             loading = config.get("model_loading_config")
             if not isinstance(loading, dict):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from manta.check.serve_arguments import SPLIT
 from manta.errors import InputError
 from manta.spec import WORKLOADS, GenerateConfig, JobSpec, TrainConfig, TuneConfig, load, script_of
 from manta.spec.data import PrepareConfig
@@ -218,15 +219,19 @@ def _deployment(deployment: Any, app: str) -> Demand:
 
 def _llm(application: Mapping[str, Any]) -> Demand:
     """Replicas of `ray.serve.llm` apps, whose builder reads `args.llm_configs`."""
-    configs = (application.get("args") or {}).get("llm_configs") or ()
+    arguments = application.get("args") or {}
+    configs = arguments.get("llm_configs") or ()
+    split = [arguments[key] for key in SPLIT if key in arguments]
     demand = Demand()
-    for config in configs if isinstance(configs, list) else ():
+    for config in [*configs, *split] if isinstance(configs, list | tuple) else ():
         if not isinstance(config, dict):
             continue  # a path to another file: not followed
         engine = config.get("engine_kwargs") or {}
         gpus = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
         default = [{"GPU": 1}] * gpus if config.get("accelerator_type") else [{"CPU": 1}]
         group = config.get("placement_group_config") or {}
+        if each := group.get("bundle_per_worker"):
+            default = [each] * gpus
         deployment = {
             **(config.get("deployment_config") or {}),
             "name": (config.get("model_loading_config") or {}).get("model_id", "model"),

@@ -4,6 +4,8 @@ Used as `import_path: manta.serving.llm:build_openai_app` in a native Serve conf
 are Ray's own; only `model_source` may also be the name of a model that Manta trained, or the
 storage URL of a sealed model folder. Each node that serves it fetches and verifies its own copy.
 Beside them, `guard` (manta.spec.guard) says who may call; without it, who has an API key.
+With `prefill_config` and `decode_config` in place of `llm_configs` it is Ray's
+`build_pd_openai_app`: one engine reads prompts, another writes the answers.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from ray.llm._internal.serve.constants import RAY_SERVE_LLM_ENABLE_DIRECT_STREAM
 from ray.serve import Application
 from ray.serve.llm import LLMServer
 from ray.serve.llm import build_openai_app as build_ray_openai_app
+from ray.serve.llm import build_pd_openai_app as build_ray_split_app
 from ray.serve.llm.ingress import OpenAiIngress
 
 from manta import storage
@@ -25,6 +28,9 @@ from manta.errors import InputError
 from manta.serving.ingress import guarded_class
 from manta.spec.guard import GuardConfig
 from manta.workloads import layout
+
+SPLIT = ("prefill_config", "decode_config")
+_NO_DIRECT_STREAMING = '`runtime_env: {env_vars: {RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING: "0"}}`'
 
 
 class ModelFromStorage(CallbackBase):  # type: ignore[misc]
@@ -48,17 +54,35 @@ class ModelFromStorage(CallbackBase):  # type: ignore[misc]
 
 
 def build_openai_app(args: dict[str, Any]) -> Application:
-    """Build the application, as Ray's builder does, from `llm_configs` with resolved sources.
+    """Build the application, as Ray's builders do, from LLM configs with resolved sources.
 
     Raises:
         InputError: a named model does not exist in the storage, its folder is damaged, or
             `guard` says what it cannot say.
     """
     guard = _guard_config(args.get("guard") or {})
+    if any(key in args for key in SPLIT):
+        return _split_app(args, guard)
     configs = [_resolve(config) for config in args.get("llm_configs", [])]
     ours = {**args, "llm_configs": configs}
     ours.pop("guard", None)
     return build_ray_openai_app(_guard(ours, guard))
+
+
+def _split_app(args: dict[str, Any], guard: GuardConfig) -> Application:
+    """Prefill and decode apart; clients reach the ingress, and the guard stands there."""
+    missing = [key for key in SPLIT if not isinstance(args.get(key), dict)]
+    if missing or "llm_configs" in args:
+        what = f"`{missing[0]}` is missing" if missing else "`llm_configs` stands beside them"
+        raise InputError(f"prefill and decode apart: {what}", f"give {' and '.join(SPLIT)} only")
+    if RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING:
+        raise InputError(
+            "prefill and decode apart need an ingress, which direct streaming leaves out",
+            f"write for this application at its top level {_NO_DIRECT_STREAMING}",
+        )
+    ours = {**args, **{key: _resolve(args[key]) for key in SPLIT}}
+    ours.pop("guard", None)
+    return build_ray_split_app(_guard_ingress(ours, guard))
 
 
 def _guard_config(value: Any) -> GuardConfig:
@@ -77,9 +101,13 @@ def _guard(args: dict[str, Any], config: GuardConfig) -> dict[str, Any]:
             raise InputError(
                 "with direct streaming an application serves one model",
                 "write one application for each, or for this one at its top level "
-                '`runtime_env: {env_vars: {RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING: "0"}}`',
+                f"{_NO_DIRECT_STREAMING}",
             )
         return {**args, "llm_configs": [_guard_server(one, config) for one in args["llm_configs"]]}
+    return _guard_ingress(args, config)
+
+
+def _guard_ingress(args: dict[str, Any], config: GuardConfig) -> dict[str, Any]:
     ingress = args.get("ingress_cls_config") or {}
     base = _class(ingress.get("ingress_cls", OpenAiIngress))
     return {
