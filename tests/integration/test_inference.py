@@ -80,6 +80,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     }
     (folder / "hello.py").write_text(HELLO)
     (folder / "words.py").write_text(WORDS)
+    (folder / "batches.py").write_text(BATCHES)
     tiny_model.write(str(folder / "storage"), "tiny")
     up = subprocess.run(
         [MANTA, "up", "--ports", "auto", "--timeout-s", "300", "--json"],
@@ -140,6 +141,31 @@ def app(args):
     ingress = serve.ingress(api)(guarded_class(Words, GuardConfig(), storage.root()))
     options = {"num_cpus": 0.1}
     return serve.deployment(ingress, num_replicas=3, ray_actor_options=options).bind()
+"""
+
+
+BATCHES = """
+from ray import serve
+from manta.serving.embeddings import Embedder
+from manta.spec.apps import EmbedderConfig
+
+class Batches(Embedder):
+    sizes = []
+
+    def _encode(self, texts):
+        self.sizes.append(len(texts))
+        return super()._encode(texts)
+
+    async def __call__(self, request):
+        if request.method == "GET":
+            return self.sizes
+        vectors = await self.embed([request.query_params["text"]])
+        return [float(number) for number in vectors[0]]
+
+def app(args):
+    config = EmbedderConfig(max_batch_size=16, batch_wait_s=0.5)
+    options = {"max_ongoing_requests": 64, "ray_actor_options": {"num_cpus": 0.1}}
+    return serve.deployment(Batches, **options).bind(config)
 """
 
 
@@ -341,6 +367,7 @@ def test_the_projects_serve_config_answers_a_streaming_client(lab: Lab) -> None:
     refusal = replace(lab, environment=stranger)(PYTHON, *asked, ok=2)
     assert "does not take the API key" in refusal
 
+    answers_come_from_documents(lab)
     guard = Guarded(lab)
     guard.no_route_opens_without_a_key()
     guard.use_is_counted_and_limits_hold()
@@ -350,6 +377,97 @@ def test_the_projects_serve_config_answers_a_streaming_client(lab: Lab) -> None:
 
     lab(MANTA, "undeploy", "llm")
     assert get(f"{lab.record['serve_url']}/one") == "first"
+
+
+def shipped(lab: Lab, name: str, **changes: object) -> str:
+    """Deploy a file of `serve_apps` with other arguments; returns where it answers."""
+    config = yaml.safe_load((REPOSITORY / "serve_apps" / f"{name}.yaml").read_text())
+    (app,) = config["applications"]
+    app["args"] |= changes
+    for deployment in app["deployments"]:  # two cores, and the model holds one of them
+        deployment["ray_actor_options"] = {"num_cpus": 0.1}
+    lab(MANTA, "deploy", lab.write(f"{name}.yaml", config))
+    return f"{lab.record['serve_url']}{app['route_prefix']}/v1"
+
+
+def answers_come_from_documents(lab: Lab) -> None:
+    """The composed application asks the real model, with what it found, and is guarded itself."""
+    documents = lab.folder / "documents"
+    documents.mkdir()
+    (documents / "keys.md").write_text("A key is revoked with `manta keys revoke`.")
+    (documents / "prices.md").write_text("Prices are list prices of three clouds.")
+    generator = {"url": f"{lab.record['serve_url']}/v1", "model": "served"}
+    url = shipped(lab, "rag", documents=str(documents), num_passages=1, generator=generator)
+    client = openai.OpenAI(base_url=url, api_key=owners_key(lab), max_retries=0)
+    chat = client.chat.completions.with_raw_response.create(
+        model="rag",
+        messages=[{"role": "user", "content": "How is a key revoked?"}],
+        max_tokens=8,
+    )
+    assert chat.headers["x-sources"] == '["keys.md#1"]'
+    usage = chat.parse().usage
+    assert usage is not None
+    assert usage.completion_tokens == 8
+    assert usage.prompt_tokens > 60, "the passage is not in the prompt"  # one token a byte
+    stream = client.completions.create(
+        model="rag", prompt="What are the prices?", max_tokens=12, stream=True
+    )
+    assert sum(bool(chunk.choices and chunk.choices[0].text) for chunk in stream) > 1
+    with pytest.raises(openai.BadRequestError, match="the model here is `rag`"):
+        client.completions.create(model="served", prompt="a")
+    stranger = openai.OpenAI(base_url=url, api_key="manta_nobody", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
+    lab(MANTA, "undeploy", "rag")
+
+
+def owners_key(lab: Lab) -> str:
+    return Path(lab.record["token_path"]).with_name("api_key").read_text().strip()
+
+
+def test_the_embedding_app_batches_is_guarded_and_answers_openais_client(lab: Lab) -> None:
+    url = shipped(lab, "embeddings", num_dimensions=64)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=url, api_key="manta_nobody", max_retries=0).models.list()
+    made = json.loads(lab(MANTA, "keys", "make", "embedder", "--json"))["secret"]
+    client = openai.OpenAI(base_url=url, api_key=made, max_retries=0)
+    until_known(client)
+    texts = ["How do I revoke an API key?", "Revoking an API key takes two seconds.", "Tea."]
+    question, near, far = (
+        entry.embedding for entry in client.embeddings.create(model="ngrams", input=texts).data
+    )
+    assert len(question) == 64
+    assert dot(question, near) > dot(question, far) + 0.2
+    plain = client.embeddings.create(model="ngrams", input=texts[0], encoding_format="float")
+    assert plain.data[0].embedding == pytest.approx(question, abs=1e-6)
+    with pytest.raises(openai.BadRequestError, match="the model here is `ngrams`"):
+        client.embeddings.create(model="other", input="a")
+    poll("use written", lambda: Guarded(lab).usage("embedder")[0] >= 2, timeout_s=20)
+    lab(MANTA, "undeploy", "embeddings")
+
+
+def test_requests_that_come_together_share_a_pass_and_each_gets_its_own(lab: Lab) -> None:
+    app = {"name": "batches", "route_prefix": "/batches", "import_path": "batches:app"}
+    deploy(lab, "batches", app)
+    url = f"{lab.record['serve_url']}/batches"
+    with httpx.Client(timeout=60) as client, ThreadPoolExecutor(32) as pool:
+
+        def ask(text: str) -> list[float]:
+            return list(client.post(url, params={"text": text}).json())
+
+        texts = [f"text number {i}" for i in range(32)]
+        together = list(pool.map(ask, texts))
+        sizes = client.get(url).json()
+        assert sum(sizes) == 32
+        assert max(sizes) == 16, "no batch was full"
+        assert len(sizes) <= 6
+        assert ask(texts[7]) == pytest.approx(together[7], abs=1e-5)
+    assert len({tuple(vector) for vector in together}) == 32
+    lab(MANTA, "undeploy", "batches")
+
+
+def dot(left: list[float], right: list[float]) -> float:
+    return sum(a * b for a, b in zip(left, right, strict=True))
 
 
 class Guarded:

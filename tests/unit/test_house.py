@@ -13,6 +13,8 @@ EVERY_ROOM = {"errors", "storage", "spec", "layout"}
 # Files that only Ray's own processes or one function load, so their weight reaches no command.
 LOADED_BY_RAY = {
     "serving/llm.py": "the import_path of a Serve config; runs in a replica, as workloads do",
+    "serving/embeddings.py": "as serving/llm.py",
+    "serving/rag.py": "as serving/llm.py",
     "plan/ray_scheduler.py": "the seam to Ray's scheduler, imported when a plan needs it",
 }
 

@@ -13,6 +13,11 @@ import yaml
 from manta import check
 from manta.plan.clusters import read_cluster
 from manta.plan.models import plan_models, words
+from manta.sizing.accelerators import ACCELERATORS
+from manta.sizing.engine import engine_of
+from manta.sizing.fit import fit
+from manta.sizing.model import NotKnown
+from manta.sizing.published import find_model
 from manta.spec.catalog import load_catalog
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +68,35 @@ def test_the_ready_settings_fit_and_say_what_the_plan_says(file, monkeypatch):
 def test_the_ready_settings_are_those_that_people_ask_for():
     asked = {"1b-cpu", "8b-24gib", "70b-8xh100", "deepseek", "prefill-decode", "prefix-aware"}
     assert all(any(word in file.stem for file in READY) for word in asked)
+
+
+def test_the_guides_first_choices_are_what_the_arithmetic_says():
+    lines = (ROOT / "docs" / "sizing.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| 8,192 tokens |"))
+    names = [cell.strip() for cell in lines[start].split("|")[2:-1]]
+    rows = lines[start + 2 : lines.index("", start)]
+    assert len(rows) >= 8
+    for row in rows:
+        source, *cells = (cell.strip() for cell in row.split("|")[1:-1])
+        assert cells == [first_choice(source, name) for name in names], source
+
+
+def first_choice(source, accelerator):
+    model = find_model(source, ROOT)
+    for size in (1, 2, 4, 8):
+        arguments = {"max_model_len": 8192, "max_num_seqs": 8, "tensor_parallel_size": size}
+        config = {
+            "model_loading_config": {"model_id": source},
+            "accelerator_type": accelerator,
+            "engine_kwargs": arguments,
+        }
+        try:
+            found = fit(model, engine_of(config), ACCELERATORS[accelerator])
+        except NotKnown:
+            continue
+        if found.holds_all:
+            return f"{size}: {found.num_sequences}, {found.decode_s_per_token * 1e3:.1f} ms"
+    return "–"
 
 
 def test_every_change_that_is_advised_makes_it_fit(tmp_path):

@@ -195,6 +195,15 @@ def test_a_name_that_stands_for_two_sizes_names_both():
     assert accelerators_of("quantum") == ()
 
 
+def test_a_model_that_vllm_cannot_cut_so_is_said_to_be_so():
+    with pytest.raises(NotKnown, match="cannot divide 14 attention heads by 4"):
+        fit_of("Qwen/Qwen2.5-0.5B", tensor_parallel_size=4)
+    large = {"tensor_parallel_size": 8, "max_model_len": 8192}
+    with pytest.raises(NotKnown, match="write `enable_expert_parallel: true`"):
+        fit_of("Qwen/Qwen3-235B-A22B-FP8", **large)
+    assert fit_of("Qwen/Qwen3-235B-A22B-FP8", **large, enable_expert_parallel=True).starts
+
+
 def test_certainly_too_much_leaves_out_every_allowance():
     tight = llm(LLAMA_8B, "L4", max_model_len=40000)
     accelerator, model = ACCELERATORS["L4"], find_model(LLAMA_8B, ROOT)

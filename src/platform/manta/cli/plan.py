@@ -46,6 +46,13 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     metavar="SOURCE=FILE",
     help="The config.json of a model_source of the Serve config.",
 )
+@click.option(
+    "--accelerator",
+    "accelerators",
+    multiple=True,
+    metavar="NAME",
+    help="Reckon models on this accelerator, not the file's: L4, H100 …",
+)
 @json_option
 def command(
     files: tuple[Path, ...],
@@ -55,6 +62,7 @@ def command(
     hours: float | None,
     prices: tuple[Path, ...],
     model_configs: tuple[str, ...],
+    accelerators: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Show which nodes Ray would launch, what waits and why, price, energy and CO2e.
@@ -73,7 +81,7 @@ def command(
     if not clusters and (jobs or shapes):
         raise InputError("--job and --demand need a cluster file", "name one before them")
     read, plans = _clusters(clusters, jobs, serves, shapes, hours, prices)
-    models = _models(serves, model_configs, read)
+    models = _models(serves, model_configs, read, accelerators)
     if as_json:
         told = {"plans": [plan_as_json(plan) for plan in plans]}
         print_json(told | {"models": [model_as_json(model) for model in models]})
@@ -122,7 +130,12 @@ def _clusters(
     return clusters, cheapest_first(plans)
 
 
-def _models(files: list[Path], given: Iterable[str], clusters: list[Cluster]) -> list[ModelPlan]:
+def _models(
+    files: list[Path],
+    given: Iterable[str],
+    clusters: list[Cluster],
+    accelerators: tuple[str, ...],
+) -> list[ModelPlan]:
     from manta.plan.models import plan_models
 
     configs = dict(map(_model_config, given))
@@ -133,7 +146,13 @@ def _models(files: list[Path], given: Iterable[str], clusters: list[Cluster]) ->
     return [
         plan
         for file in files
-        for plan in plan_models(file, root=Path.cwd(), config_of=config_of, clusters=clusters)
+        for plan in plan_models(
+            file,
+            root=Path.cwd(),
+            config_of=config_of,
+            clusters=clusters,
+            accelerators=accelerators,
+        )
     ]
 
 

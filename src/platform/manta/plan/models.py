@@ -51,6 +51,7 @@ def plan_models(
     root: Path,
     config_of: ConfigOf = lambda source: None,
     clusters: Sequence[Cluster] = (),
+    accelerators: Sequence[str] = (),
 ) -> tuple[ModelPlan, ...]:
     """The engines of all LLM applications of a Serve config, in its order.
 
@@ -59,16 +60,18 @@ def plan_models(
         root: working directory, whose facts about published models are read.
         config_of: asked before anything else for the config.json of a `model_source`.
         clusters: name the accelerator where the file does not and they have but one kind.
+        accelerators: in place of the file's, each in turn.
 
     Raises:
         InvalidSpec: the file is no Serve config.
     """
     spec = load(file, ServeSpec)
     return tuple(
-        _plan(application.name, str(path[-1]), config, root, config_of, clusters)
+        _plan(application.name, str(path[-1]), {**config, **other}, root, config_of, clusters)
         for application in spec.applications
         if is_llm(application)
         for path, config in llm_configs((), application)
+        for other in [{"accelerator_type": name} for name in accelerators] or [{}]
     )
 
 
@@ -186,18 +189,21 @@ def _changes(model: Model, found: Fit) -> Iterator[str]:
         return
     for size in _TENSOR_PARALLEL:
         wider = replace(engine, tensor_parallel=size)
-        if size > engine.tensor_parallel and model.num_heads % size == 0 and _holds(model, wider):
+        if size > engine.tensor_parallel and _holds(model, wider):
             yield f"tensor_parallel_size: {size}"
             break
     for other in ACCELERATORS.values():
         larger = other.memory_bytes > found.accelerator.memory_bytes
-        if larger and _holds(model, replace(engine, accelerator=other.name)):
+        if larger and other.is_ray_name and _holds(model, replace(engine, accelerator=other.name)):
             yield f"accelerator_type: {other.name}"
             break
 
 
 def _holds(model: Model, engine: Engine) -> bool:
-    return fit(model, engine, _accelerator(engine)).holds_all
+    try:
+        return fit(model, engine, _accelerator(engine)).holds_all
+    except NotKnown:  # cannot be cut like that
+        return False
 
 
 def _longest(model: Model, found: Fit, num_sequences: int) -> int | None:
@@ -250,7 +256,11 @@ def _lines(plan: ModelPlan, found: Fit) -> Iterator[str]:
     )
     yield _cache(found)
     yield _verdict(plan, found)
-    if found.decode_s_per_token is not None and found.full_decode_s_per_token is not None:
+    if (
+        found.starts
+        and found.decode_s_per_token is not None
+        and found.full_decode_s_per_token is not None
+    ):
         alone, together = found.decode_s_per_token, found.full_decode_s_per_token
         num = found.num_together
         yield (
@@ -265,10 +275,11 @@ def _cache(found: Fit) -> str:
         need = found.weights_bytes + found.allowance_bytes + found.cache_bytes
         return f"{each}; {_gib(found.cache_bytes)} GiB set; {_gib(need)} GiB of memory in all"
     limit, allowed = _gib(found.memory_bytes), _gib(found.allowance_bytes)
-    left = f"{_gib(found.cache_bytes)} GiB"
     if found.engine.cache_bytes_are_set:
-        return f"{each}; {left} set"
-    return f"{each}; {left} left of {limit} GiB, with {allowed} GiB allowed for all else"
+        return f"{each}; {_gib(found.cache_bytes)} GiB set"
+    over = found.cache_bytes < 0
+    left = f"{_gib(abs(found.cache_bytes))} GiB {'too little' if over else 'left'}"
+    return f"{each}; {left} of {limit} GiB, with {allowed} GiB allowed for all else"
 
 
 def _verdict(plan: ModelPlan, found: Fit) -> str:

@@ -21,9 +21,10 @@ FILE = "api_key"
 
 def is_guarded(app: Mapping[str, Any]) -> bool:
     """Whether an entry of a Serve config is an application that asks for keys."""
-    if app.get("import_path") != BUILDER:
+    arguments = app.get("args") or {}
+    if app.get("import_path") != BUILDER and "guard" not in arguments:
         return False
-    guard = (app.get("args") or {}).get("guard") or {}
+    guard = arguments.get("guard") or {}
     return not isinstance(guard, dict) or guard.get("keys") != "none"
 
 

@@ -17,7 +17,7 @@ Sources, each looked at on 2026-11-22:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MIB = 2**20
 GIB = 2**30
@@ -35,6 +35,8 @@ class Accelerator:
     """Total, as nvidia-smi shows it."""
     bytes_per_s: float
     """Peak bandwidth of its memory."""
+    is_ray_name: bool = True
+    """Whether `accelerator_type: NAME` may be written."""
 
     @property
     def usable_bytes(self) -> int:
@@ -49,7 +51,7 @@ def _gpu(name: str, memory_mib: int, gb_per_s: float) -> Accelerator:
 _ALL = (
     _gpu("T4", 15360, 320),
     _gpu("V100", 16384, 900),
-    _gpu("V100-32G", 32768, 900),
+    replace(_gpu("V100-32G", 32768, 900), is_ray_name=False),
     _gpu("A10G", 23028, 600),
     _gpu("L4", 23034, 300),
     _gpu("A100-40G", 40960, 1555),

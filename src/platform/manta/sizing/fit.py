@@ -107,6 +107,7 @@ def fit(model: Model, engine: Engine, accelerator: Accelerator | None) -> Fit:
         NotKnown: a type, a quantisation or a length does not follow from the facts.
     """
     sized = _quantised(model, engine)
+    _divides(sized, engine)
     batched, seqs = _batch(engine, accelerator)
     length = engine.max_model_len or sized.max_position_embeddings
     settings = CacheSettings(
@@ -168,6 +169,20 @@ def certainly_too_much(model: Model, engine: Engine, accelerator: Accelerator) -
         return max(0, found.cache.bytes_per_sequence - found.cache_bytes)
     generous = int(accelerator.memory_bytes * engine.gpu_memory_utilization)
     return max(0, found.weights_bytes + found.cache.bytes_per_sequence - generous)
+
+
+def _divides(model: Model, engine: Engine) -> None:
+    """Raise NotKnown where vLLM refuses to cut the model in so many parts."""
+    parts = engine.tensor_parallel
+    if model.num_heads % parts:
+        raise NotKnown(f"vLLM cannot divide {model.num_heads} attention heads by {parts}")
+    if model.experts and model.quantization and not engine.expert_parallel:
+        size, block = model.experts.intermediate_size, model.quantization.block_size
+        if size % (parts * block):
+            raise NotKnown(
+                f"vLLM cannot cut experts of {size} in {parts} between blocks of {block}; "
+                "write `enable_expert_parallel: true`"
+            )
 
 
 def _quantised(model: Model, engine: Engine) -> Model:

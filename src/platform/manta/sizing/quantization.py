@@ -17,6 +17,8 @@ class Quantization:
 
     name: str
     bits_per_weight: float
+    block_size: int = 1
+    """Columns of a block with one scale: tensors can only be cut between blocks."""
 
 
 FP8 = Quantization(name="fp8", bits_per_weight=8)
@@ -34,7 +36,9 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization | None:
     if not _leaves_out_only_the_usual(config):
         return None
     if method == "fp8":
-        return Quantization(name="fp8", bits_per_weight=8 + _block_scales(config))
+        rows, columns = _block(config)
+        scales = 32 / (rows * columns) if rows * columns > 1 else 0.0
+        return Quantization(name="fp8", bits_per_weight=8 + scales, block_size=columns)
     if method in ("awq", "gptq"):
         return _grouped(str(method), config.get("bits"), config.get("group_size"), zeros=True)
     if method == "compressed-tensors":
@@ -68,11 +72,11 @@ def _leaves_out_only_the_usual(config: Mapping[str, Any]) -> bool:
     return all(isinstance(name, str) and _KEPT.search(name) for name in listed)
 
 
-def _block_scales(config: Mapping[str, Any]) -> float:
-    """Bits per weight of the scales of FP8 blocks."""
+def _block(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of the blocks of FP8; 1 × 1 where a tensor has one scale."""
     block = config.get("weight_block_size")
     if not isinstance(block, list) or len(block) != 2:
-        return 0.0
+        return 1, 1
     rows, columns = block
     sized = isinstance(rows, int) and isinstance(columns, int) and rows > 0 and columns > 0
-    return 32 / (rows * columns) if sized else 0.0
+    return (rows, columns) if sized else (1, 1)

@@ -1,0 +1,70 @@
+"""The builder of LLM applications with prefill and decode apart: who stands where."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "configs" / "models" / "llama-8b-prefill-decode.yaml"
+DIRECT = "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"
+
+
+def args() -> dict[str, Any]:
+    (app,) = yaml.safe_load(FILE.read_text())["applications"]
+    found: dict[str, Any] = app["args"]
+    return found
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if os.environ.get(DIRECT) == "1":
+        pytest.skip("this process has direct streaming on")
+    monkeypatch.setenv("MANTA_STORAGE", str(tmp_path))
+    from manta.serving.llm import build_openai_app
+
+    return build_openai_app
+
+
+def test_the_guard_stands_at_the_only_way_in_and_decode_asks_prefill(build: Any) -> None:
+    from manta.serving.ingress import Guarded
+
+    ingress = build(args())._bound_deployment
+    assert Guarded in ingress.func_or_class.__mro__
+    (decode,) = ingress.init_kwargs["llm_deployments"].values()
+    assert decode._bound_deployment.name == "Decode:llama-8b"
+    prefill = decode._bound_deployment.init_kwargs["prefill_server"]
+    assert prefill._bound_deployment.name == "Prefill:llama-8b"
+
+
+def test_half_of_the_two_is_refused_in_one_line(build: Any) -> None:
+    from manta.errors import InputError
+
+    half = {key: value for key, value in args().items() if key != "decode_config"}
+    with pytest.raises(InputError, match="`decode_config` is missing"):
+        build(half)
+
+
+def test_direct_streaming_which_has_no_ingress_is_refused_and_says_what_to_write(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import yaml; from manta.serving.llm import build_openai_app\n"
+        f"app = yaml.safe_load(open({str(FILE)!r}))['applications'][0]\n"
+        "try: build_openai_app(app['args'])\n"
+        "except Exception as e: print(type(e).__name__, e)"
+    )
+    environment = {**os.environ, DIRECT: "1", "MANTA_STORAGE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.startswith("InputError prefill and decode apart need an ingress"), (
+        done.stdout + done.stderr
+    )
+    assert f'{DIRECT}: "0"' in done.stdout
