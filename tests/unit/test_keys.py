@@ -216,3 +216,5 @@ def test_only_apps_that_ask_for_keys_count_as_guarded() -> None:
     assert owner.is_guarded({**app, "args": {"guard": {"keys": "required"}}})
     assert not owner.is_guarded({**app, "args": {"guard": {"keys": "none"}}})
     assert not owner.is_guarded({"import_path": "hello:app"})
+    assert owner.is_guarded({"import_path": "own:app", "args": {"guard": {}}})
+    assert not owner.is_guarded({"import_path": "own:app", "args": {"guard": {"keys": "none"}}})

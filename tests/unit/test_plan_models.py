@@ -12,6 +12,7 @@ import yaml
 
 from manta import check
 from manta.plan.clusters import read_cluster
+from manta.plan.demand import demand_of_app
 from manta.plan.models import plan_models, words
 from manta.sizing.accelerators import ACCELERATORS
 from manta.sizing.engine import engine_of
@@ -192,6 +193,25 @@ def test_a_cluster_and_a_serve_config_are_planned_together(tmp_path):
     told = json.loads(done.stdout)
     assert [node["node_type"] for node in told["plans"][0]["nodes"]] == ["head", "gpu-spot"]
     assert told["models"][0]["accelerator"] == "L4"
+
+
+def test_an_engine_asks_for_its_accelerator_by_name_and_no_other_node_will_do(tmp_path):
+    done = manta(
+        "plan", "cluster/aws.yaml", serve_file(tmp_path, "H100", max_model_len=4096), "--json"
+    )
+    (plan,) = json.loads(done.stdout)["plans"]
+    assert [node["node_type"] for node in plan["nodes"]] == ["head"]
+    assert "accelerator_type:H100" in plan["pending"][0]["what"]
+
+
+def test_each_worker_of_an_engine_asks_for_its_bundle(tmp_path):
+    demand = demand_of_app(ROOT / "configs" / "models" / "llama-70b-8xh100.yaml")
+    (gang,) = demand.gangs
+    assert len(gang.bundles) == 8
+    assert dict(gang.bundles[0]) == {"CPU": 1, "GPU": 1, "accelerator_type:H100": 0.001}
+    assert gang.strategy == "STRICT_PACK"
+    split = demand_of_app(ROOT / "configs" / "models" / "llama-8b-prefill-decode.yaml")
+    assert len(split.gangs) == 2
 
 
 def test_check_finds_with_its_line_what_certainly_does_not_fit(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from manta.cli.output import example, json_option, print_json, print_table
+from manta.cli.output import example, json_option, print_json, print_table, say
 from manta.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def command(
         return
     _print(plans)
     _print_models(models)
+    if serves and not clusters and not models:
+        say("no language models in it; name a cluster file beside it to plan its nodes")
 
 
 def _is_serve(file: Path) -> bool:

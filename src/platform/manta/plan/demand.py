@@ -232,10 +232,14 @@ def _llm(application: Mapping[str, Any]) -> Demand:
         group = config.get("placement_group_config") or {}
         if each := group.get("bundle_per_worker"):
             default = [each] * gpus
+        kind = config.get("accelerator_type")
+        typed = {f"accelerator_type:{kind}": 0.001} if kind else {}  # as Ray adds it
         deployment = {
             **(config.get("deployment_config") or {}),
             "name": (config.get("model_loading_config") or {}).get("model_id", "model"),
-            "placement_group_bundles": group.get("bundles") or default,
+            "placement_group_bundles": [
+                {**typed, **bundle} for bundle in group.get("bundles") or default
+            ],
             "placement_group_strategy": group.get("strategy", "PACK"),
         }
         demand += _deployment(deployment, str(application.get("name", "default")))
