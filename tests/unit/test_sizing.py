@@ -178,6 +178,7 @@ def test_a_quantisation_that_is_not_understood_is_not_guessed(config):
         {"model_type": "mamba2"},
         {"model_type": "llama"},
         {"model_type": "llama", "num_attention_heads": "32"},
+        {"model_type": "llama", "num_attention_heads": 8, "num_hidden_layers": 10**9},
     ],
 )
 def test_a_model_that_is_not_understood_is_not_guessed(config):
@@ -190,12 +191,20 @@ def test_a_hub_model_without_facts_is_not_guessed():
         find_model("someone/else", ROOT)
 
 
+@pytest.mark.parametrize("source", ["~nobody-here/x", "/dev", "/a\0b", "./nowhere"])
+def test_a_path_without_a_model_is_not_guessed(source):
+    with pytest.raises(NotKnown):
+        find_model(source, ROOT)
+
+
 def test_a_name_that_stands_for_two_sizes_names_both():
     assert [each.name for each in accelerators_of("A100")] == ["A100-40G", "A100-80G"]
     assert accelerators_of("quantum") == ()
 
 
 def test_a_model_that_vllm_cannot_cut_so_is_said_to_be_so():
+    with pytest.raises(NotKnown, match="but 24 layers"):
+        fit_of("Qwen/Qwen2.5-0.5B", pipeline_parallel_size=10**9)
     with pytest.raises(NotKnown, match="cannot divide 14 attention heads by 4"):
         fit_of("Qwen/Qwen2.5-0.5B", tensor_parallel_size=4)
     large = {"tensor_parallel_size": 8, "max_model_len": 8192}

@@ -59,9 +59,9 @@ class Fit:
     cache_bytes: int
     """Left, or set, for the KV cache; below 0 where the rest alone is too much."""
     cache: Cache
-    decode_s_per_token: float | None
+    decode_s_per_token: float | None = None
     """Least time between two tokens of a lone, short sequence; None without a known bandwidth."""
-    full_decode_s_per_token: float | None
+    full_decode_s_per_token: float | None = None
     """The same with as many sequences as asked for and held, each of the full length."""
 
     @property
@@ -108,54 +108,15 @@ def fit(model: Model, engine: Engine, accelerator: Accelerator | None) -> Fit:
     """
     sized = _quantised(model, engine)
     _divides(sized, engine)
-    batched, seqs = _batch(engine, accelerator)
-    length = engine.max_model_len or sized.max_position_embeddings
-    settings = CacheSettings(
-        max_model_len=length,
-        dtype_bytes=cache_dtype_bytes(engine, sized),
-        block_size=block_size(engine, sized),
-        tensor_parallel=engine.tensor_parallel,
-        context_parallel=engine.context_parallel,
-        tokens_in_flight=_batches_at_once(engine) * batched,
-    )
-    allowance = _allowance(sized, engine, accelerator, batched, seqs)
-    parts = [
-        (_stage_bytes(sized, engine, layers), cache_of(sized, layers, settings))
-        for layers in stages(sized.num_layers, engine.pipeline_parallel)
-    ]
-    limit = _limit(engine, accelerator)
-    if limit is None and not engine.cache_bytes_are_set:
-        raise NotKnown("on a CPU vLLM sizes its cache by the machine; set VLLM_CPU_KVCACHE_SPACE")
-
-    def left(weights: int) -> int:
-        if engine.cache_bytes_are_set or limit is None:
-            return engine.kv_cache_bytes or 0
-        return limit - weights - allowance
-
-    weights, cache = min(parts, key=lambda part: left(part[0]) / part[1].pool_block_bytes)
-    found = Fit(
-        engine=engine,
-        accelerator=accelerator,
-        num_parameters=num_parameters(sized),
-        num_active_parameters=num_active_parameters(sized),
-        max_model_len=length,
-        max_num_seqs=seqs,
-        memory_bytes=limit,
-        weights_bytes=weights,
-        allowance_bytes=allowance,
-        cache_bytes=left(weights),
-        cache=cache,
-        decode_s_per_token=None,
-        full_decode_s_per_token=None,
-    )
+    settings = _settings(sized, engine, accelerator)
+    found = _at_rest(sized, engine, accelerator, settings)
     if accelerator is None:
         return found
+    together, length = found.num_together, found.max_model_len
     return replace(
         found,
         decode_s_per_token=_decode_s(sized, engine, settings, accelerator, 1, 0),
-        full_decode_s_per_token=_decode_s(
-            sized, engine, settings, accelerator, found.num_together, length
-        ),
+        full_decode_s_per_token=_decode_s(sized, engine, settings, accelerator, together, length),
     )
 
 
@@ -171,9 +132,58 @@ def certainly_too_much(model: Model, engine: Engine, accelerator: Accelerator) -
     return max(0, found.weights_bytes + found.cache.bytes_per_sequence - generous)
 
 
+def _settings(model: Model, engine: Engine, accelerator: Accelerator | None) -> CacheSettings:
+    batched, _ = _batch(engine, accelerator)
+    return CacheSettings(
+        max_model_len=engine.max_model_len or model.max_position_embeddings,
+        dtype_bytes=cache_dtype_bytes(engine, model),
+        block_size=block_size(engine, model),
+        tensor_parallel=engine.tensor_parallel,
+        context_parallel=engine.context_parallel,
+        tokens_in_flight=_batches_at_once(engine) * batched,
+    )
+
+
+def _at_rest(
+    model: Model, engine: Engine, accelerator: Accelerator | None, settings: CacheSettings
+) -> Fit:
+    """All but the time of a token."""
+    limit = _limit(engine, accelerator)
+    if limit is None and not engine.cache_bytes_are_set:
+        raise NotKnown("on a CPU vLLM sizes its cache by the machine; set VLLM_CPU_KVCACHE_SPACE")
+    batched, seqs = _batch(engine, accelerator)
+    allowance = _allowance(model, engine, accelerator, batched, seqs)
+
+    def left(weights: int) -> int:
+        if engine.cache_bytes_are_set or limit is None:
+            return engine.kv_cache_bytes or 0
+        return limit - weights - allowance
+
+    parts = [
+        (_stage_bytes(model, engine, layers), cache_of(model, layers, settings))
+        for layers in stages(model.num_layers, engine.pipeline_parallel)
+    ]
+    weights, cache = min(parts, key=lambda part: left(part[0]) / part[1].pool_block_bytes)
+    return Fit(
+        engine=engine,
+        accelerator=accelerator,
+        num_parameters=num_parameters(model),
+        num_active_parameters=num_active_parameters(model),
+        max_model_len=settings.max_model_len,
+        max_num_seqs=seqs,
+        memory_bytes=limit,
+        weights_bytes=weights,
+        allowance_bytes=allowance,
+        cache_bytes=left(weights),
+        cache=cache,
+    )
+
+
 def _divides(model: Model, engine: Engine) -> None:
     """Raise NotKnown where vLLM refuses to cut the model in so many parts."""
     parts = engine.tensor_parallel
+    if engine.pipeline_parallel > model.num_layers:
+        raise NotKnown(f"there are but {model.num_layers} layers for pipeline_parallel_size")
     if model.num_heads % parts:
         raise NotKnown(f"vLLM cannot divide {model.num_heads} attention heads by {parts}")
     if model.experts and model.quantization and not engine.expert_parallel:

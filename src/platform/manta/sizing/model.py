@@ -21,6 +21,10 @@ DTYPE_BYTES: Mapping[str, int] = {
 }
 
 
+MAX_LAYERS = 10_000
+"""A larger number would take time and memory to count with."""
+
+
 class NotKnown(Exception):
     """What is asked for does not follow from the facts at hand; the message says why."""
 
@@ -137,6 +141,8 @@ def model_of(config: Mapping[str, Any]) -> Model:
         )
     num_heads = _number(config, "num_attention_heads")
     num_layers = _number(config, "num_hidden_layers")
+    if num_layers > MAX_LAYERS:
+        raise NotKnown(f"{num_layers} layers are more than any model has")
     hidden_size = _number(config, "hidden_size")
     given_dim = config.get("head_dim") or family.head_dim
     return Model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def find_model(source: str, root: Path) -> Model:
         NotKnown: it is neither, or its config.json says something that is not known here.
     """
     if source.startswith(("/", "~", "./", "../")):
-        return read_config(Path(source).expanduser() / "config.json")
+        return read_config(Path(os.path.expanduser(source)) / "config.json")  # noqa: PTH111
     config = _facts(_folder(root)).get(source)
     if config is None:
         raise NotKnown(
@@ -60,6 +61,8 @@ def _facts(folder: Path) -> Mapping[str, Mapping[str, Any]]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
+        if not file.is_file():  # a pipe would never end
+            raise NotKnown(f"there is no {file}")
         with file.open("rb") as stream:
             value = json.loads(stream.read(MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError) as error:
