@@ -213,6 +213,14 @@ def test_a_model_that_vllm_cannot_cut_so_is_said_to_be_so():
     assert fit_of("Qwen/Qwen3-235B-A22B-FP8", **large, enable_expert_parallel=True).starts
 
 
+def test_a_gpu_without_bfloat16_takes_float16_unless_the_model_cannot():
+    assert fit_of(LLAMA_8B, "T4", max_model_len=2048, tensor_parallel_size=2).starts
+    with pytest.raises(NotKnown, match="T4 has no bfloat16; write `dtype: float16`"):
+        fit_of(LLAMA_8B, "T4", dtype="bfloat16")
+    with pytest.raises(NotKnown, match="T4 has no bfloat16, gemma2 needs it"):
+        fit_of("google/gemma-2-9b", "T4")
+
+
 def test_certainly_too_much_leaves_out_every_allowance():
     tight = llm(LLAMA_8B, "L4", max_model_len=40000)
     accelerator, model = ACCELERATORS["L4"], find_model(LLAMA_8B, ROOT)

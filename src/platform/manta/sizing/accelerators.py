@@ -37,6 +37,8 @@ class Accelerator:
     """Peak bandwidth of its memory."""
     is_ray_name: bool = True
     """Whether `accelerator_type: NAME` may be written."""
+    has_bfloat16: bool = True
+    """Compute capability 8.0 or more; vLLM refuses bfloat16 below."""
 
     @property
     def usable_bytes(self) -> int:
@@ -49,9 +51,9 @@ def _gpu(name: str, memory_mib: int, gb_per_s: float) -> Accelerator:
 
 
 _ALL = (
-    _gpu("T4", 15360, 320),
-    _gpu("V100", 16384, 900),
-    replace(_gpu("V100-32G", 32768, 900), is_ray_name=False),
+    replace(_gpu("T4", 15360, 320), has_bfloat16=False),
+    replace(_gpu("V100", 16384, 900), has_bfloat16=False),
+    replace(_gpu("V100-32G", 32768, 900), has_bfloat16=False, is_ray_name=False),
     _gpu("A10G", 23028, 600),
     _gpu("L4", 23034, 300),
     _gpu("A100-40G", 40960, 1555),

@@ -39,6 +39,8 @@ OUTSIDE_TORCH_BYTES = (GIB // 2, 2 * GIB)
 """CUDA, cuBLAS, NCCL, below and from 40 GiB of memory. Seen: 0.04 to 0.39 GiB (vLLM issues 12529,
 11251, pull request 14447) and 1.27 to 1.79 GiB (pull requests 11743, 10511)."""
 _LARGE_BYTES = 40 * GIB
+_NOT_IN_FLOAT16 = ("gemma2", "gemma3_text")
+"""Source: vLLM 0.29, config/model.py; without bfloat16 it keeps them in 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,8 @@ def fit(model: Model, engine: Engine, accelerator: Accelerator | None) -> Fit:
     """
     sized = _quantised(model, engine)
     _divides(sized, engine)
+    if accelerator is not None and not accelerator.has_bfloat16:
+        _does_without_bfloat16(sized, engine, accelerator)
     settings = _settings(sized, engine, accelerator)
     found = _at_rest(sized, engine, accelerator, settings)
     if accelerator is None:
@@ -193,6 +197,16 @@ def _divides(model: Model, engine: Engine) -> None:
                 f"vLLM cannot cut experts of {size} in {parts} between blocks of {block}; "
                 "write `enable_expert_parallel: true`"
             )
+
+
+def _does_without_bfloat16(model: Model, engine: Engine, accelerator: Accelerator) -> None:
+    """Raise NotKnown where vLLM refuses, or falls back to a type of another size."""
+    if weights_dtype(engine, model) != "bfloat16":
+        return
+    if engine.dtype == "bfloat16":
+        raise NotKnown(f"{accelerator.name} has no bfloat16; write `dtype: float16`")
+    if model.architecture in _NOT_IN_FLOAT16:
+        raise NotKnown(f"{accelerator.name} has no bfloat16, {model.architecture} needs it")
 
 
 def _quantised(model: Model, engine: Engine) -> Model:
