@@ -151,6 +151,17 @@ def test_what_is_not_known_is_said_and_not_guessed(tmp_path, accelerator, source
     assert any(missing in line for line in words(found))
 
 
+def test_an_llm_config_in_a_file_of_its_own_is_named(tmp_path):
+    file = serve_file(tmp_path)
+    document = yaml.safe_load(file.read_text())
+    document["applications"][0]["args"]["llm_configs"] = ["llm_configs/a.yaml"]
+    file.write_text(yaml.safe_dump(document))
+    assert list(words(plan(file))) == [
+        "llm: llm_configs/a.yaml",
+        "  Not known: a file of its own; write its content in place of its path",
+    ]
+
+
 def test_a_config_json_at_hand_makes_a_model_known(tmp_path):
     facts = json.loads((ROOT / "configs/models/facts/qwen3-8b.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(facts["config"]))

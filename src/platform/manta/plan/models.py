@@ -15,7 +15,7 @@ from manta.sizing.fit import Fit, fit
 from manta.sizing.model import Model, NotKnown
 from manta.sizing.published import find_model, read_config
 from manta.spec import load
-from manta.spec.serve import ServeSpec
+from manta.spec.serve import Application, ServeSpec
 
 ConfigOf = Callable[[str], Path | None]
 """`model_source` → its config.json, where that is at hand."""
@@ -65,14 +65,24 @@ def plan_models(
     Raises:
         InvalidSpec: the file is no Serve config.
     """
-    spec = load(file, ServeSpec)
-    return tuple(
-        _plan(application.name, str(path[-1]), {**config, **other}, root, config_of, clusters)
-        for application in spec.applications
-        if is_llm(application)
-        for path, config in llm_configs((), application)
-        for other in [{"accelerator_type": name} for name in accelerators] or [{}]
-    )
+    plans: list[ModelPlan] = []
+    for application in filter(is_llm, load(file, ServeSpec).applications):
+        plans += [
+            _plan(application.name, str(path[-1]), {**config, **other}, root, config_of, clusters)
+            for path, config in llm_configs((), application)
+            for other in [{"accelerator_type": name} for name in accelerators] or [{}]
+        ]
+        plans += _elsewhere(application)
+    return tuple(plans)
+
+
+def _elsewhere(application: Application) -> Iterator[ModelPlan]:
+    """LLM configs that are named by a path, which Ray follows on the cluster and we do not."""
+    listed = application.args.get("llm_configs")
+    for entry in listed if isinstance(listed, list) else ():
+        if isinstance(entry, str):
+            reason = NotKnown("a file of its own; write its content in place of its path")
+            yield _unknown(application.name, "", entry, reason)
 
 
 def _plan(
@@ -226,7 +236,7 @@ def _longest(model: Model, found: Fit, num_sequences: int) -> int | None:
 def words(plan: ModelPlan) -> Iterator[str]:
     """The plan of one engine, a line for each thing."""
     role = f" {plan.role}" if plan.role else ""
-    yield f"{plan.application}: {plan.model_id}{role} {_where(plan)}"
+    yield f"{plan.application}: {plan.model_id}{role} {_where(plan)}".rstrip()
     if plan.fit is None:
         yield f"  Not known: {plan.unknown}"
     else:
