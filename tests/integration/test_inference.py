@@ -296,16 +296,15 @@ def test_a_broken_app_fails_with_its_own_error_while_the_others_answer(lab: Lab)
     deploy(lab, "one", hello("one", "first"))
     output = deploy(lab, "broken", hello("broken", "broken"), ok=1)
     assert "no such text: broken" in output
-    assert "manta undeploy broken" in output
+    assert "`broken` did not run before and was removed" in output
     assert get(f"{lab.record['serve_url']}/one") == "first"
-    lab(MANTA, "undeploy", "broken")
     assert apps(lab) == {"one": "RUNNING"}
 
 
 def test_an_app_that_cannot_be_imported_fails_with_its_own_error(lab: Lab) -> None:
     output = deploy(lab, "gone", {**hello("gone", "x"), "import_path": "no_such_module:app"}, ok=1)
     assert "No module named 'no_such_module'" in output
-    lab(MANTA, "undeploy", "gone")
+    assert "gone" not in apps(lab)
 
 
 def test_a_dry_run_prints_the_plain_command_and_changes_nothing(lab: Lab) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from manta import storage
 from manta.errors import InputError, InvalidSpec
-from manta.serving import config, deploy
+from manta.serving import config, models, owner
 from manta.serving.plan import App, ServeState, plan_deploy, plan_undeploy
 from manta.workloads import layout
 
@@ -154,7 +154,7 @@ def test_the_projects_own_serve_config_is_valid():
 
 def llm(name):
     loading = {"model_loading_config": {"model_id": "m", "model_source": name}}
-    return app("llm", **{"import_path": deploy.BUILDER, "args": {"llm_configs": [loading]}})
+    return app("llm", **{"import_path": owner.BUILDER, "args": {"llm_configs": [loading]}})
 
 
 def train(root, name, weights):
@@ -166,7 +166,7 @@ def train(root, name, weights):
 
 def test_a_model_trained_again_changes_the_application_but_its_scores_do_not(tmp_path):
     def pinned():
-        return deploy.pin_models(wanted(llm("m")), str(tmp_path)).applications_passthrough
+        return models.pin_models(wanted(llm("m")), str(tmp_path)).applications_passthrough
 
     train(tmp_path, "m", "one")
     first = pinned()
@@ -179,7 +179,7 @@ def test_a_model_trained_again_changes_the_application_but_its_scores_do_not(tmp
 
 def test_deploying_a_model_that_was_never_trained_is_refused(tmp_path):
     with pytest.raises(InputError, match="model `m` does not exist"):
-        deploy.pin_models(wanted(llm("m")), str(tmp_path))
+        models.pin_models(wanted(llm("m")), str(tmp_path))
 
 
 def test_scores_join_a_sealed_model_without_breaking_it(tmp_path):

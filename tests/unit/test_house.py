@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "cluster": {"plan"} | EVERY_ROOM,
     "jobs": {"plan", "state", "cluster"} | EVERY_ROOM,
     "client": {"jobs", "plan", "state"} | EVERY_ROOM,
-    "serving": {"plan", "state", "cluster"} | EVERY_ROOM,
+    "serving": {"plan", "check", "state", "cluster"} | EVERY_ROOM,
     "autoscaling": {"plan"} | EVERY_ROOM,
     "workloads": EVERY_ROOM,
     "observe": {"state"} | EVERY_ROOM,

@@ -138,6 +138,30 @@ def write_json(url: str, value: Any) -> None:
     write_bytes(url, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
+def write_new(url: str, value: Any) -> bool:
+    """Write `value` as JSON if no file is there yet; of several writers one gets True.
+
+    Atomic on local disks and on S3, GCS and Azure (a conditional put). Other filesystems, and S3
+    servers that ignore `If-None-Match`, leave a gap between looking and writing: read it back.
+
+    Raises:
+        MantaError: the storage cannot be written.
+    """
+    fs, path = filesystem(url)
+    data = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+    with explain_errors(url):
+        try:
+            if is_local(url):
+                _create_local(Path(path), data)
+            else:
+                fs.pipe_file(path, data, mode="create")
+        except OSError:
+            if fs.exists(path):
+                return False
+            raise
+    return True
+
+
 def delete(url: str) -> None:
     """Delete the file or folder; it is no error if there is none."""
     fs, path = filesystem(url)
@@ -332,6 +356,17 @@ def _write_local(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _create_local(path: Path, data: bytes) -> None:
+    """Raises FileExistsError. Whole or not at all: a link appears with all of its content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        _write_local(partial, data)
+        path.hardlink_to(partial)
     finally:
         partial.unlink(missing_ok=True)
 

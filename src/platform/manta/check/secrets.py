@@ -39,11 +39,17 @@ _FAKE_KEYS = ("EMPTY", "ray_auth_token")
 def secret_plain(file: File, project: Project) -> Iterator[Fault]:
     """A secret in a file ends in version control, in logs and on every node; rotate it."""
     fix = "take it from the environment, a file mount or a role, and rotate this one"
-    for path, text in texts(file.value):
+    for path, what in plain(file.value):
+        yield Fault(path, f"{what} stands here in plain text", fix)
+
+
+def plain(value: Any) -> Iterator[tuple[Path_, str]]:
+    """Path of every text in `value` that is or holds a secret, and what it is called."""
+    for path, text in texts(value):
         if _KNOWN_SECRETS.search(text[:100_000]):
-            yield Fault(path, "a secret key stands here in plain text", fix)
+            yield path, "a secret key"
         elif name := _secret_name(path, text[:100_000]):
-            yield Fault(path, f"`{name}` stands here in plain text", fix)
+            yield path, f"`{name}`"
 
 
 def _secret_name(path: Path_, text: str) -> str | None:

@@ -1,7 +1,9 @@
-"""`manta apps`: what Serve runs on a cluster."""
+"""`manta apps`: what Serve runs on a cluster, and what it ran."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -10,14 +12,21 @@ from manta.cli import output
 from manta.cluster import record
 
 if TYPE_CHECKING:
+    from manta.serving.history import Outcome, Version
     from manta.serving.plan import App
 
 
-@click.command(epilog=output.example("manta apps", "manta apps --json"))
+@click.group(
+    invoke_without_command=True,
+    epilog=output.example("manta apps", "manta apps --json", "manta apps history llm"),
+)
 @output.cluster_option
 @output.json_option
-def command(cluster: str, as_json: bool) -> None:
+@click.pass_context
+def command(context: click.Context, cluster: str, as_json: bool) -> None:
     """List the applications that Serve knows, with their replicas, and where they answer."""
+    if context.invoked_subcommand is not None:
+        return
     from manta.serving import deploy
 
     target = record.find(cluster)
@@ -34,6 +43,48 @@ def command(cluster: str, as_json: bool) -> None:
                 output.say(f"{app.name}: {app.message.strip()}")
     else:
         output.say("no applications; deploy one with `manta deploy serve_apps/llm.yaml`")
+
+
+@command.command("history", epilog=output.example("manta apps history", "manta apps history llm"))
+@click.argument("app", required=False)
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Newest N.")
+@output.cluster_option
+@output.json_option
+def history_(app: str | None, limit: int, cluster: str, as_json: bool) -> None:
+    """List every deploy, rollback and undeploy of APP, or of all applications; newest last."""
+    from manta.serving import history
+
+    target = record.load(cluster)
+    names = (app,) if app else history.apps(target)
+    found = [version for name in names for version in history.read(target, name)]
+    newest = sorted(found, key=lambda version: version.at)[-limit:]
+    if as_json:
+        output.print_json([asdict(version) for version in newest])
+    elif newest:
+        columns = ["APP", "VERSION", "WHEN (UTC)", "WHO", "WHAT", "OVER", "OUTCOME"]
+        output.print_table(columns, [_version_row(version) for version in newest])
+    else:
+        output.say(f"no history of `{app}`" if app else "no history yet")
+
+
+def _version_row(version: Version) -> tuple[object, ...]:
+    what = {"rollback": f"rollback to {version.of}", "deploy": f"deploy {version.file}"}
+    return (
+        version.app,
+        version.number,
+        f"{datetime.fromtimestamp(version.at, UTC):%Y-%m-%d %H:%M:%S}",
+        version.by,
+        what.get(version.action, version.action),
+        version.replaced or "-",
+        _outcome(version.outcome),
+    )
+
+
+def _outcome(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "under way, or whoever did it was killed"
+    why = f": {outcome.why}" if outcome.why else f" after {outcome.after_s:g} s"
+    return f"{outcome.state}{why}" + (f"; {outcome.then}" if outcome.then else "")
 
 
 def _facts(app: App, serve_url: str) -> dict[str, object]:

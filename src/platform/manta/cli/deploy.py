@@ -1,9 +1,10 @@
-"""`manta deploy`: apply a Serve config, and wait until it answers."""
+"""`manta deploy`: apply a Serve config, wait until it answers, and go back if it does not."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,24 +14,56 @@ from manta.errors import InputError
 
 if TYPE_CHECKING:
     from manta.serving.plan import DeployPlan
+    from manta.serving.rollout import Options
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def safety_options(command: Command) -> Command:
+    """The options that `deploy` and `rollback` share."""
+    for option in (
+        click.option(
+            "--timeout-s",
+            type=click.FloatRange(min=0, min_open=True),
+            default=900.0,
+            show_default=True,
+            help="Longest wait for it to be healthy.",
+        ),
+        click.option(
+            "--no-rollback", is_flag=True, help="If it fails, leave it; else what ran is restored."
+        ),
+        click.option(
+            "--interrupt",
+            is_flag=True,
+            help="Stop old replicas before new ones are ready: without room for both.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command(epilog=output.example("manta deploy serve_apps/llm.yaml"))
 @click.argument("file", metavar="SERVE.yaml")
-@click.option(
-    "--timeout-s", default=900.0, show_default=True, help="Longest wait for it to be healthy."
-)
+@safety_options
 @output.cluster_option
 @output.dry_run_option
 @output.json_option
-def command(file: str, timeout_s: float, cluster: str, dry_run: bool, as_json: bool) -> None:
+def command(
+    file: str,
+    timeout_s: float,
+    no_rollback: bool,
+    interrupt: bool,
+    cluster: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Deploy the applications of SERVE.yaml, a native Ray Serve config, and wait for them.
 
-    Applications that the file does not name stay as they are.
+    Applications that the file does not name stay as they are. If one of the file does not become
+    healthy, what ran before is restored.
     """
-    plan = _plan(file, cluster, dry_run)
-    if not dry_run:
-        _execute(plan, cluster, timeout_s)
+    options = options_of(timeout_s, no_rollback, interrupt)
+    plan = _plan(file, cluster, interrupt) if dry_run else _execute(file, cluster, options)
     if as_json:
         facts = asdict(plan)
         del facts["body_passthrough"]  # may hold secrets of other applications
@@ -39,15 +72,20 @@ def command(file: str, timeout_s: float, cluster: str, dry_run: bool, as_json: b
         _print(plan)
 
 
-def _plan(file: str, cluster: str, dry_run: bool) -> DeployPlan:
+def options_of(timeout_s: float, no_rollback: bool, interrupt: bool) -> Options:
+    """The shared options as a value."""
+    from manta.serving.rollout import Options
+
+    return Options(timeout_s=timeout_s, go_back=not no_rollback, interrupt=interrupt)
+
+
+def _plan(file: str, cluster: str, interrupt: bool) -> DeployPlan:
     from manta.serving import config, deploy
     from manta.serving.plan import ServeState, plan_deploy
 
     try:
         target = record.find(cluster)
     except InputError:
-        if not dry_run:
-            raise
         wanted = config.read(file)
         output.say(f"no cluster `{cluster}` is up: as if nothing ran")
         return plan_deploy(
@@ -57,18 +95,19 @@ def _plan(file: str, cluster: str, dry_run: bool) -> DeployPlan:
             serve_port=wanted.http_port or 8000,
         )
     target.use()
-    return deploy.plan(target, file)
+    wanted = deploy.read(target, file)
+    return deploy.plan(target, wanted, deploy.state(target), surge=not interrupt)
 
 
-def _execute(plan: DeployPlan, cluster: str, timeout_s: float) -> None:
-    from manta.serving import deploy
+def _execute(file: str, cluster: str, options: Options) -> DeployPlan:
+    from manta.serving import rollout
 
-    for note in plan.notes:
-        output.say(note)
+    target = record.find(cluster)
+    target.use()
     try:
-        deploy.execute(record.find(cluster), plan, output.say, timeout_s)
+        return rollout.deploy_file(target, file, output.say, options)
     except KeyboardInterrupt:
-        output.say("\nThe deploy goes on. Watch it: manta apps")
+        output.say("\nThe deploy goes on, and nobody will undo it. Watch it: manta apps")
         raise
 
 

@@ -43,8 +43,9 @@ COMMANDS = {
     "budget": "Show and set what teams may spend.",
     "usage": "Show what teams, users and jobs have held, and what it cost.",
     "queue": "Run the controller that starts queued jobs.",
-    "deploy": "Deploy the applications of a Serve config.",
-    "apps": "List deployed applications.",
+    "deploy": "Deploy the applications of a Serve config; go back if they fail.",
+    "apps": "List deployed applications; `apps history` tells what they were.",
+    "rollback": "Go back to an earlier version of an application.",
     "undeploy": "Remove an application.",
     "keys": "Make, list and revoke API keys; show what they used.",
 }

@@ -69,12 +69,12 @@ def command(
 def _deploy(cluster: str, name: str, text: str, say: Callable[[str], None]) -> str:
     """Apply a Serve config that a step of a pipeline holds; its URL when it is healthy."""
     from manta.cluster import record
-    from manta.serving import deploy
+    from manta.serving import rollout
 
     with tempfile.TemporaryDirectory(prefix="manta-") as folder:
         file = Path(folder, Path(name).name)
         file.write_text(text)
-        return deploy.apply(record.find(cluster), str(file), say).url
+        return rollout.deploy_file(record.find(cluster), str(file), say).url
 
 
 def _serve(state: State, address: str) -> None:

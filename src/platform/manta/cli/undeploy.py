@@ -15,7 +15,7 @@ from manta.cluster import record
 @output.json_option
 def command(app: str, cluster: str, dry_run: bool, as_json: bool) -> None:
     """Remove application APP; the others go on."""
-    from manta.serving import deploy
+    from manta.serving import deploy, rollout
     from manta.serving.plan import plan_undeploy
 
     target = record.find(cluster)
@@ -27,7 +27,7 @@ def command(app: str, cluster: str, dry_run: bool, as_json: bool) -> None:
         click.echo(f"serve deploy REST.yaml   # {rest}")
         return
     with output.progress(f"Removing {app}"):
-        deploy.undeploy(target, app)
+        rollout.undeploy(target, app, output.say)
     watch.note("undeployed", app, cluster)
     if as_json:
         output.print_json({"removed": app, "kept": kept})

@@ -8,20 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from manta import storage
 from manta.cluster import dashboard
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
 from manta.serving import config as configs
-from manta.serving import owner
 from manta.serving.config import ServeConfig
-from manta.serving.owner import BUILDER
-from manta.serving.plan import App, Deployment, DeployPlan, ServeState, plan_deploy, plan_undeploy
-from manta.workloads import layout
+from manta.serving.models import pin_models
+from manta.serving.plan import App, Deployment, DeployPlan, ServeState, plan_deploy
 
 API = "/api/serve/applications/"
 POLL_S = 0.5
-MODELS_VARIABLE = "MANTA_MODEL_CONTENT"
 KEPT_OPTIONS = ("proxy_location", "target_capacity")
 """Top-level options that a deploy without them would reset."""
 LOG_LINES = 15
@@ -29,48 +25,62 @@ LOG_LINES = 15
 Say = Callable[[str], None]
 
 
-def apply(cluster: ClusterRecord, file: str, say: Say, timeout_s: float = 900) -> DeployPlan:
-    """Plan and execute the deploy of a Serve config; returns when its applications answer.
+class NotHealthy(MantaError):
+    """An application failed, or was not healthy in time.
 
-    Raises:
-        InputError: the file does not hold, or does not fit what runs.
-        MantaError: an application failed, or was not healthy after `timeout_s`.
+    Args:
+        what: everything that is known, logs included.
+        short: one line of it, without logs.
+        fix: as in MantaError.
     """
-    made = plan(cluster, file)
-    for note in made.notes:
-        say(note)
-    execute(cluster, made, say, timeout_s)
-    return made
+
+    def __init__(self, what: str, short: str, fix: str = "") -> None:
+        super().__init__(what, fix)
+        self.short = short
 
 
-def plan(cluster: ClusterRecord, file: str) -> DeployPlan:
-    """What deploying `file` would change on this cluster."""
-    wanted = pin_models(configs.read(file), cluster.storage_url)
+def plan(
+    cluster: ClusterRecord, wanted: ServeConfig, current: ServeState, surge: bool = True
+) -> DeployPlan:
+    """What deploying `wanted` would change on this cluster. Raises InputError as `plan_deploy`."""
     address = urllib.parse.urlsplit(cluster.serve_url)
     return plan_deploy(
-        state(cluster),
+        current,
         wanted,
         serve_host=address.hostname or "127.0.0.1",
         serve_port=address.port or 8000,
+        surge=surge,
     )
 
 
-def execute(cluster: ClusterRecord, plan: DeployPlan, say: Say, timeout_s: float = 900) -> None:
-    """Send the plan and wait until every application of its file runs.
+def read(cluster: ClusterRecord, file: str) -> ServeConfig:
+    """The Serve config in `file`, with the content of Manta's models noted in it.
 
-    Interrupting the wait leaves the deploy going.
+    Raises:
+        InputError: the file does not hold, or a model of it is not in the storage.
     """
-    started = time.time()
-    sent = plan.body_passthrough["applications"]
-    if any(app["name"] in plan.names and owner.is_guarded(app) for app in sent):
-        say(f"callers need an API key; yours is in {owner.ensure_key(cluster)}")
-    dashboard.put(cluster, API, plan.body_passthrough, timeout_s=120)
+    return pin_models(configs.read(file), cluster.storage_url)
+
+
+def send(cluster: ClusterRecord, body_passthrough: Mapping[str, Any]) -> None:
+    """Give Serve the whole list of applications. Raises MantaError if it refuses."""
+    dashboard.put(cluster, API, body_passthrough, timeout_s=120)
+
+
+def wait_healthy(
+    cluster: ClusterRecord, names: Sequence[str], say: Say, timeout_s: float
+) -> ServeState:
+    """Return when every named application runs, with what Serve then runs.
+
+    Raises:
+        NotHealthy: one failed, or did not run after `timeout_s`.
+    """
     deadline = time.monotonic() + timeout_s
     seen: dict[str, App] = {}
     said = ""
     while True:
         current = state(cluster)
-        apps = [app for name in plan.names if (app := current.app(name)) is not None]
+        apps = [app for name in names if (app := current.app(name)) is not None]
         seen |= {app.name: _with_logs(app, seen.get(app.name)) for app in apps}
         if (text := "; ".join(map(describe, apps))) != said:
             say(text)
@@ -78,20 +88,16 @@ def execute(cluster: ClusterRecord, plan: DeployPlan, say: Say, timeout_s: float
         for app in apps:
             if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 raise _failure(cluster, seen[app.name])
-        if len(apps) == len(plan.names) and all(app.status == "RUNNING" for app in apps):
-            say(f"running after {time.time() - started:.1f} s at {plan.url}")
-            return
+        if len(apps) == len(names) and all(app.status == "RUNNING" for app in apps):
+            return current
         if time.monotonic() > deadline:
-            raise MantaError(
-                f"not healthy after {timeout_s:g} s: {said}",
-                "the deploy goes on; watch it with `manta apps`",
-            )
+            what = f"not healthy after {timeout_s:g} s: {said}"
+            raise NotHealthy(_with_messages(what, apps), what)
         time.sleep(POLL_S)
 
 
-def undeploy(cluster: ClusterRecord, name: str, timeout_s: float = 120) -> None:
-    """Remove one application and wait until it is gone; the others stay as they are."""
-    dashboard.put(cluster, API, plan_undeploy(state(cluster), name), timeout_s=120)
+def wait_gone(cluster: ClusterRecord, name: str, timeout_s: float) -> None:
+    """Return when Serve knows no application `name`. Raises MantaError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while state(cluster).app(name) is not None:
         if time.monotonic() > deadline:
@@ -121,44 +127,6 @@ def describe(app: App) -> str:
         if app.status != "RUNNING"
     ]
     return f"{app.name} {app.status.lower()}" + (f": {', '.join(parts)}" if parts else "")
-
-
-def pin_models(wanted: ServeConfig, storage_url: str) -> ServeConfig:
-    """Note which content of Manta's models an application serves, in its environment.
-
-    Serve restarts an application only if its config changed; without this, one whose model was
-    trained again under the same name would go on serving the old weights.
-
-    Raises:
-        InputError: a named model is not in the storage.
-    """
-    apps = tuple(_pinned(app, storage_url) for app in wanted.applications_passthrough)
-    return replace(wanted, applications_passthrough=apps)
-
-
-def _pinned(app: dict[str, Any], storage_url: str) -> dict[str, Any]:
-    sources = _model_sources(app)
-    if not sources:
-        return app
-    content = ",".join(f"{name}={_content(name, storage_url)}" for name in sources)
-    environment = app.get("runtime_env") or {}
-    variables = {**(environment.get("env_vars") or {}), MODELS_VARIABLE: content}
-    return {**app, "runtime_env": {**environment, "env_vars": variables}}
-
-
-def _model_sources(app: Mapping[str, Any]) -> list[str]:
-    """Names of Manta's models that the application serves."""
-    if app.get("import_path") != BUILDER:
-        return []
-    llm_configs = (app.get("args") or {}).get("llm_configs") or []
-    loadings = [c.get("model_loading_config") or {} for c in llm_configs if isinstance(c, dict)]
-    sources = [loading.get("model_source", loading.get("model_id")) for loading in loadings]
-    return [source for source in sources if isinstance(source, str) and "/" not in source]
-
-
-def _content(name: str, storage_url: str) -> str:
-    url = layout.model(name, storage_url)
-    return layout.model_content(storage.read_seal(url, f"model `{name}`"))
 
 
 def _app(name: str, details: Mapping[str, Any]) -> App:
@@ -195,19 +163,23 @@ def _with_logs(app: App, before: App | None) -> App:
     return replace(app, deployments=tuple(deployments))
 
 
-def _failure(cluster: ClusterRecord, app: App) -> MantaError:
-    lines = [
-        f"application `{app.name}` {app.status.lower().replace('_', ' ')}",
-        app.message.strip(),
-    ]
+def _failure(cluster: ClusterRecord, app: App) -> NotHealthy:
+    first = f"application `{app.name}` {app.status.lower().replace('_', ' ')}"
+    lines = [first, app.message.strip()]
     for one in app.deployments:
         if one.status == "HEALTHY":
             continue
         lines.append(f"{one.name}: {one.message.strip()}")
         for node_id, path in one.logs[:1]:
             lines += [f"the end of {path}:", _log_tail(cluster, node_id, path)]
-    lines.append(f"other applications go on; remove this one with `manta undeploy {app.name}`")
-    return MantaError("\n".join(line for line in lines if line))
+    told = [one.message for one in app.deployments if one.message] or [app.message]
+    reason = told[0].strip().splitlines()[-1:] or [""]
+    return NotHealthy("\n".join(line for line in lines if line), f"{first}: {reason[0].strip()}")
+
+
+def _with_messages(what: str, apps: Sequence[App]) -> str:
+    told = [f"{d.name}: {d.message.strip()}" for app in apps for d in app.deployments if d.message]
+    return "\n".join([what, *told])
 
 
 def _log_tail(cluster: ClusterRecord, node_id: str, path: str) -> str:

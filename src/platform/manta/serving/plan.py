@@ -7,12 +7,13 @@ the applications that a file does not name are sent along, as they were last dep
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from manta.errors import InputError
 from manta.serving.config import ServeConfig
+from manta.serving.surge import with_surge, without_surge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,12 @@ class DeployPlan:
 
 
 def plan_deploy(
-    current: ServeState, wanted: ServeConfig, *, serve_host: str, serve_port: int
+    current: ServeState,
+    wanted: ServeConfig,
+    *,
+    serve_host: str,
+    serve_port: int,
+    surge: bool = True,
 ) -> DeployPlan:
     """Merge the file into what runs.
 
@@ -97,6 +103,7 @@ def plan_deploy(
         wanted: the file.
         serve_host: host that the cluster was started to serve on.
         serve_port: its port. Both win over the file; a Serve that runs wins over both.
+        surge: start replacements before old replicas stop, where the file does not say.
 
     Raises:
         InputError: an application of the file wants the route of one that is kept.
@@ -108,13 +115,14 @@ def plan_deploy(
     others = [app for app in current.apps if app.name not in named]
     for app in named.values():
         _check_route(app, others)
-    running = {app.name: app.config_passthrough for app in current.apps}
+    running = {app.name: _as_written(app.config_passthrough) for app in current.apps}
+    written = {name: _as_written(app) for name, app in named.items()}
     host, port = current.http_host or serve_host, current.http_port or serve_port
     return DeployPlan(
         file=wanted.file,
         added=tuple(name for name in named if name not in running),
-        changed=tuple(name for name in named if name in running and running[name] != named[name]),
-        unchanged=tuple(name for name in named if running.get(name) == named[name]),
+        changed=tuple(n for n in named if n in running and running[n] != written[n]),
+        unchanged=tuple(name for name in named if running.get(name) == written[name]),
         kept=tuple(app.name for app in others),
         url=f"http://{_reachable(host)}:{port}",
         notes=tuple(_notes(current, wanted, host, port)),
@@ -122,9 +130,30 @@ def plan_deploy(
             **current.options_passthrough,
             **wanted.options_passthrough,
             "http_options": {**_http(current, wanted), "host": host, "port": port},
-            "applications": [*(app.config_passthrough for app in kept), *named.values()],
+            "applications": [
+                *(app.config_passthrough for app in kept),
+                *(_sent(app, current.app(name), surge) for name, app in named.items()),
+            ],
         },
     )
+
+
+def plan_restore(current: ServeState, before: ServeState, names: Sequence[str]) -> dict[str, Any]:
+    """The request body that puts the named applications back as they were, in Ray's format.
+
+    One that did not run before is removed; what is not named stays as it is now.
+    """
+    kept = [app.config_passthrough for app in current.apps if app.name not in names]
+    old = [
+        _sent(app.config_passthrough, app, surge=True)
+        for app in before.apps
+        if app.name in names and app.config_passthrough is not None
+    ]
+    return {
+        **before.options_passthrough,
+        "http_options": {"host": current.http_host, "port": current.http_port},
+        "applications": [*(config for config in kept if config is not None), *old],
+    }
 
 
 def plan_undeploy(current: ServeState, name: str) -> dict[str, Any]:
@@ -155,6 +184,16 @@ def plan_undeploy(current: ServeState, name: str) -> dict[str, Any]:
 
 def _with_name(app: dict[str, Any]) -> dict[str, Any]:
     return {"name": "default", "route_prefix": "/", **app}  # Serve's own defaults
+
+
+def _as_written(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    return None if config is None else without_surge(config)
+
+
+def _sent(app: Mapping[str, Any], running: App | None, surge: bool) -> dict[str, Any]:
+    """With surge for the deployments that run; Serve refuses names that the code lacks."""
+    names = [one.name for one in running.deployments] if running and surge else []
+    return with_surge(app, names)
 
 
 def _check_route(app: Mapping[str, Any], others: list[App]) -> None:

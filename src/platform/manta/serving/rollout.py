@@ -1,0 +1,279 @@
+"""Changes of applications that are safe: locked, noted, waited for, and undone when they fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from manta.check import secrets
+from manta.cluster.record import ClusterRecord
+from manta.errors import InputError, MantaError
+from manta.serving import deploy, history, lock, models, owner, surge
+from manta.serving.config import ServeConfig
+from manta.serving.deploy import NotHealthy, Say
+from manta.serving.history import Action, Version
+from manta.serving.lock import Lock, LockLost
+from manta.serving.plan import DeployPlan, ServeState, plan_restore, plan_undeploy
+
+GONE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How careful a change is."""
+
+    timeout_s: float = 900
+    """Longest wait for it to be healthy, and once more for going back."""
+    go_back: bool = True
+    """Restore what ran before if it does not become healthy."""
+    interrupt: bool = False
+    """Old replicas may stop before new ones are ready: for a cluster without room for both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """One change under way, of one or several applications."""
+
+    cluster: ClusterRecord
+    lock: Lock
+    before: ServeState
+    plan: DeployPlan
+    options: Options
+    say: Say
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.plan.added, *self.plan.changed)
+
+
+def deploy_file(
+    cluster: ClusterRecord,
+    file: str,
+    say: Say,
+    options: Options = Options(),
+) -> DeployPlan:
+    """Deploy a Serve config; returns when its applications answer.
+
+    Interrupting the wait leaves the deploy going; then nobody goes back.
+
+    Raises:
+        InputError: the file does not hold, does not fit what runs, or a model is damaged.
+        MantaError: another deploy is at work, or this one failed; the message says what runs now.
+    """
+    wanted = deploy.read(cluster, file)
+    with lock.held(cluster, f"deploy {file}", say) as held:
+        before = deploy.state(cluster)
+        plan = deploy.plan(cluster, wanted, before, surge=not options.interrupt)
+        for note in plan.notes:
+            say(note)
+        change = _Change(
+            cluster=cluster, lock=held, before=before, plan=plan, options=options, say=say
+        )
+        _carry_out(change, wanted, "deploy", None)
+    return plan
+
+
+def choose_version(cluster: ClusterRecord, app: str, number: int | None) -> Version:
+    """The version that a rollback of `app` would go back to: `number`, or the one before.
+
+    Raises:
+        InputError: there is none, or its model's weights are no longer in the storage.
+    """
+    versions = history.read(cluster, app)
+    if not versions:
+        known = ", ".join(history.apps(cluster))
+        raise InputError(f"`{app}` has no history", f"known: {known}" if known else "")
+    if number is not None:
+        chosen = history.numbered(versions, number)
+    else:
+        running = deploy.state(cluster).app(app)
+        config = running.config_passthrough if running else None
+        chosen = history.before(versions, history.find(config, versions))
+    if lost := models.gone(chosen.config_passthrough or {}, cluster.storage_url):
+        raise InputError(
+            f"version {chosen.number} of `{app}` served other weights of model "
+            f"`{', '.join(lost)}` than the storage has now",
+            "models are kept by name: choose another version, or deploy its file with these",
+        )
+    return chosen
+
+
+def roll_back(
+    cluster: ClusterRecord,
+    app: str,
+    to: int | None,
+    say: Say,
+    options: Options = Options(),
+) -> Version:
+    """Go back to an earlier version of an application, with the same care as a deploy.
+
+    Raises:
+        InputError: there is no such version, or it cannot run any more.
+        MantaError: as `deploy_file`.
+    """
+    with lock.held(cluster, f"rollback {app}", say) as held:
+        chosen = choose_version(cluster, app, to)
+        before = deploy.state(cluster)
+        running = before.app(app)
+        config = history.unmask(chosen, running.config_passthrough if running else None)
+        wanted = ServeConfig(
+            file=f"version {chosen.number}",
+            applications_passthrough=(config,),
+            options_passthrough={},
+        )
+        plan = deploy.plan(cluster, wanted, before, surge=not options.interrupt)
+        change = _Change(
+            cluster=cluster, lock=held, before=before, plan=plan, options=options, say=say
+        )
+        say(f"going back to version {chosen.number} of `{app}`")
+        _carry_out(change, wanted, "rollback", chosen.number)
+    return chosen
+
+
+def undeploy(cluster: ClusterRecord, name: str, say: Say) -> None:
+    """Remove one application and wait until it is gone; the others stay as they are.
+
+    Raises:
+        InputError: there is no such application, or it was not deployed from a config.
+        MantaError: another deploy is at work, or it does not go.
+    """
+    with lock.held(cluster, f"undeploy {name}", say) as held:
+        current = deploy.state(cluster)
+        body = plan_undeploy(current, name)
+        replaced = _running_version(cluster, current, name)
+        version = history.begin(cluster, name, "undeploy", None, replaced=replaced)
+        with _noted(cluster, [version], say):
+            held.check()
+            deploy.send(cluster, body)
+            deploy.wait_gone(cluster, name, GONE_TIMEOUT_S)
+        _end(cluster, [version], say, "removed")
+
+
+def _carry_out(change: _Change, wanted: ServeConfig, action: Action, of: int | None) -> None:
+    cluster, say = change.cluster, change.say
+    apps = {str(app.get("name", "default")): app for app in wanted.applications_passthrough}
+    _warn_of_secrets(apps, say)
+    for name in change.names:
+        models.verify(apps[name], cluster.storage_url)
+    if any(owner.is_guarded(app) for app in apps.values()):
+        say(f"callers need an API key; yours is in {owner.ensure_key(cluster)}")
+    versions = [
+        history.begin(
+            cluster,
+            name,
+            action,
+            apps[name],
+            file=wanted.file,
+            replaced=_running_version(cluster, change.before, name),
+            of=of,
+        )
+        for name in change.names
+    ]
+    with _noted(cluster, versions, say):
+        try:
+            change.lock.check()
+            deploy.send(cluster, change.plan.body_passthrough)
+            deploy.wait_healthy(cluster, change.plan.names, say, change.options.timeout_s)
+        except LockLost:
+            raise
+        except MantaError as error:
+            raise _undone(change, versions, error) from error
+    _end(cluster, versions, say, "healthy")
+    numbers = ", ".join(f"`{v.app}` is version {v.number}" for v in versions) or "nothing changed"
+    say(f"running at {change.plan.url}: {numbers}")
+
+
+def _undone(change: _Change, versions: Sequence[Version], error: MantaError) -> MantaError:
+    """Go back if that is wanted; the error that tells both."""
+    short = error.short if isinstance(error, NotHealthy) else error.what
+    what = error.what
+    if found := surge.replaced_deployment(what):
+        old, new = found
+        short = f"the new version has no deployment `{old}`, only {new}"
+        what = (
+            f"{short}: Serve would stop `{old}` before the new one is ready. Give the application "
+            "another name and route, or accept a gap with --interrupt"
+        )
+    if not change.names:
+        return MantaError(what, "nothing was changed, so there is nothing to go back to")
+    if not change.options.go_back:
+        then = "left as it is, as --no-rollback says"
+    else:
+        change.say(f"{short}; going back")
+        try:
+            then = _go_back(change)
+        except MantaError as second:
+            brief = second.short if isinstance(second, NotHealthy) else second.what
+            then = f"could not go back: {brief}"
+    _end(change.cluster, versions, change.say, "failed", short, then)
+    return MantaError(f"{what}\n{then}", "see `manta apps history`")
+
+
+def _go_back(change: _Change) -> str:
+    """Restore what ran before, wait for it, and say so."""
+    cluster, before, names = change.cluster, change.before, change.names
+    change.lock.check()
+    deploy.send(cluster, plan_restore(deploy.state(cluster), before, names))
+    told = []
+    for name in names:
+        app = before.app(name)
+        if app is None or app.config_passthrough is None:
+            deploy.wait_gone(cluster, name, GONE_TIMEOUT_S)
+            told.append(f"`{name}` did not run before and was removed")
+        elif app.status != "RUNNING":
+            told.append(f"`{name}` has its config of before, with which it was {app.status}")
+        else:
+            deploy.wait_healthy(cluster, [name], change.say, change.options.timeout_s)
+            lost = models.gone(app.config_passthrough, cluster.storage_url)
+            but = f", but new replicas load new weights of `{', '.join(lost)}`" if lost else ""
+            told.append(f"`{name}` runs as before{but}")
+    return "went back: " + "; ".join(told)
+
+
+def _running_version(cluster: ClusterRecord, before: ServeState, name: str) -> int | None:
+    """The version that runs; what was deployed past Manta becomes one now."""
+    app = before.app(name)
+    if app is None or app.config_passthrough is None:
+        return None
+    config: Mapping[str, object] = app.config_passthrough
+    if known := history.find(config, history.read(cluster, name)):
+        return known.number
+    found = history.begin(cluster, name, "found", config)
+    history.end(cluster, found, "healthy" if app.status == "RUNNING" else "failed", app.message)
+    return found.number
+
+
+@contextmanager
+def _noted(cluster: ClusterRecord, versions: Sequence[Version], say: Say) -> Iterator[None]:
+    """Note it if the block is left by Ctrl-C, or because another took over."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _end(cluster, versions, say, "left", "interrupted", "nobody watches it: it stays as it is")
+        raise
+    except LockLost as error:
+        _end(cluster, versions, say, "left", error.what)
+        raise
+
+
+def _end(
+    cluster: ClusterRecord,
+    versions: Sequence[Version],
+    say: Say,
+    state: history.State,
+    why: str = "",
+    then: str = "",
+) -> None:
+    for version in versions:
+        try:
+            history.end(cluster, version, state, why, then)
+        except MantaError as error:  # the change itself is done; do not call it failed
+            say(f"version {version.number} of `{version.app}` stays without its end: {error.what}")
+
+
+def _warn_of_secrets(apps: Mapping[str, Mapping[str, object]], say: Say) -> None:
+    for name, app in apps.items():
+        for path, what in secrets.plain(app):
+            where = ".".join(map(str, path))
+            say(f"`{name}`: {what} stands in plain text at {where}; history does not keep it")

@@ -1,0 +1,280 @@
+"""Deploys, failures and rollbacks of a tiny application while clients keep asking it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from manta import storage
+from manta.cluster.record import ClusterRecord
+from manta.errors import MantaError
+from manta.serving import history, lock
+
+pytestmark = pytest.mark.timeout(600)
+
+MANTA = str(Path(sys.executable).with_name("manta"))
+
+TINY = """
+import asyncio, time
+from ray import serve
+
+@serve.deployment(ray_actor_options={"num_cpus": 0.1})
+class Tiny:
+    def __init__(self, args):
+        time.sleep(args.get("init_s", 0))
+        if "error" in args:
+            raise RuntimeError(args["error"])
+        self.text = args["text"]
+
+    async def __call__(self, request):
+        await asyncio.sleep(float(request.query_params.get("s", "0.01")))
+        return self.text
+
+def app(args):
+    options = {"name": args.get("deployment", "Tiny"), "num_replicas": args.get("replicas", 1)}
+    return Tiny.options(**options).bind(args)
+"""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A cluster, and a folder to write files into."""
+
+    folder: Path
+    environment: dict[str, str]
+    record: ClusterRecord
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [MANTA, *words],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __call__(self, *words: str, ok: int = 0) -> str:
+        process = self.start(*words)
+        try:
+            output, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        assert process.returncode == ok, output
+        return output
+
+    def file(self, *apps: dict[str, Any]) -> str:
+        path = self.folder / f"{apps[0]['name']}.yaml"
+        path.write_text(yaml.safe_dump({"applications": list(apps)}))
+        return str(path)
+
+    def deploy(self, *apps: dict[str, Any], options: tuple[str, ...] = (), ok: int = 0) -> str:
+        return self("deploy", self.file(*apps), *options, ok=ok)
+
+    def url(self, name: str) -> str:
+        return f"{self.record.serve_url}/{name}"
+
+    def get(self, name: str) -> str:
+        return httpx.get(self.url(name), timeout=30).text
+
+    def statuses(self) -> dict[str, str]:
+        return {app["name"]: app["status"] for app in json.loads(self("apps", "--json"))}
+
+    def outcomes(self, name: str) -> list[str]:
+        return [
+            f"{v.action} {v.outcome.state}" if v.outcome else f"{v.action} unfinished"
+            for v in history.read(self.record, name)
+        ]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    folder = Path(tempfile.mkdtemp(prefix="m-", dir="/tmp"))
+    (folder / "tiny.py").write_text(TINY)
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MANTA_"))},
+        "MANTA_HOME": str(folder / "home"),
+        "MANTA_STORAGE": str(folder / "storage"),
+        "TMPDIR": str(folder),
+        "PYTHONPATH": str(folder),  # the cluster's workers find the application here
+    }
+    up = subprocess.run(
+        [MANTA, "up", "--ports", "auto", "--timeout-s", "300", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    try:
+        assert up.returncode == 0, up.stderr
+        yield Lab(folder, environment, ClusterRecord(**json.loads(up.stdout)))
+    finally:
+        subprocess.run([MANTA, "down", "--yes"], env=environment, check=False, timeout=120)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def tiny(name: str, **args: object) -> dict[str, Any]:
+    return {"name": name, "route_prefix": f"/{name}", "import_path": "tiny:app", "args": args}
+
+
+class Load:
+    """Clients that ask one application all the time, without retrying, and count the answers."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.answers: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._ask()))
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    async def _ask(self) -> None:
+        async with httpx.AsyncClient(timeout=30) as client:
+            seconds = [0.01] * 6 + [1.0] * 2  # some that last longer than a look at the health
+            await asyncio.gather(*(self._client(client, s) for s in seconds))
+
+    async def _client(self, client: httpx.AsyncClient, seconds: float) -> None:
+        while not self._done.is_set():
+            try:
+                answer = await client.get(self.url, params={"s": seconds})
+            except httpx.HTTPError as error:
+                self.failures[type(error).__name__] += 1
+                continue
+            kept = self.answers if answer.status_code == 200 else self.failures
+            kept[answer.text if answer.status_code == 200 else str(answer.status_code)] += 1
+
+
+def test_no_request_is_lost_in_deploys_failures_a_scale_down_and_rollbacks(lab: Lab) -> None:
+    lab.deploy(tiny("a", text="one", replicas=2))
+    with Load(lab.url("a")) as load:
+        lab.deploy(tiny("a", text="two"))  # another version, and one replica instead of two
+        assert lab.get("a") == "two"
+        failed = lab.deploy(tiny("a", text="three", error="no such text"), ok=1)
+        late = lab.deploy(tiny("a", text="four", init_s=600), options=("--timeout-s", "8"), ok=1)
+        renamed = lab.deploy(tiny("a", text="five", deployment="Other"), ok=1)
+        assert lab.get("a") == "two"
+        lab("rollback", "a")
+        assert lab.get("a") == "one"
+        lab("rollback", "a", "--to", "2")
+    assert load.failures == {}
+    assert load.answers.keys() == {"one", "two"}
+    assert sum(load.answers.values()) > 100
+
+    assert "no such text" in failed
+    assert "not healthy after 8 s" in late
+    assert "has no deployment `Tiny`, only ['Other']" in renamed
+    assert all("went back: `a` runs as before" in text for text in (failed, late, renamed))
+    assert lab.outcomes("a") == [
+        "deploy healthy",
+        "deploy healthy",
+        *["deploy failed"] * 3,
+        *["rollback healthy"] * 2,
+    ]
+    rows = json.loads(lab("apps", "history", "a", "--json"))
+    assert [(row["number"], row["replaced"], row["of"]) for row in rows][-2:] == [
+        (6, 2, 1),
+        (7, 6, 2),
+    ]
+    assert "no such text" in rows[2]["outcome"]["why"]
+    assert "rollback to 1" in lab("apps", "history")
+
+
+def test_a_failed_deploy_removes_what_is_new_and_restores_what_was(lab: Lab) -> None:
+    lab.deploy(tiny("b", text="old"))
+    output = lab.deploy(tiny("b", text="new"), tiny("c", text="x", error="no c"), ok=1)
+    assert "`b` runs as before" in output
+    assert "`c` did not run before and was removed" in output
+    assert lab.get("b") == "old"
+    assert "c" not in lab.statuses()
+    lab("undeploy", "b")
+    assert lab.outcomes("b") == ["deploy healthy", "deploy failed", "undeploy removed"]
+    lab("rollback", "b")
+    assert lab.get("b") == "old"
+
+
+def test_a_second_deploy_is_told_who_is_at_work_and_a_killed_one_blocks_nobody(lab: Lab) -> None:
+    file = lab.file(tiny("d", text="first", init_s=600))
+    first = lab.start("deploy", file)
+    deadline = time.monotonic() + 60
+    while "d" not in history.apps(lab.record):
+        assert time.monotonic() < deadline, "the first deploy does not begin"
+        time.sleep(0.1)
+    refused = lab.deploy(tiny("e", text="second"), ok=1)
+    assert f"has been changing this cluster since {time.strftime('%Y-')}" in refused
+    assert f"(deploy {file})" in refused
+    assert "e" not in lab.statuses()
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    lab.deploy(tiny("d", text="third"))
+    assert lab.get("d") == "third"
+    assert lab.outcomes("d") == ["deploy unfinished", "deploy healthy"]
+
+
+def test_without_rollback_a_failed_version_stays_and_what_serve_deploy_made_is_kept_as_one(
+    lab: Lab,
+) -> None:
+    serve = str(Path(sys.executable).with_name("serve"))
+    entries = [tiny("f", text="by serve")]
+    path = lab.folder / "plain.yaml"
+    path.write_text(yaml.safe_dump({"applications": entries}))
+    environment = lab.environment | lab.record.client_environment()
+    subprocess.run([serve, "deploy", str(path)], env=environment, check=True, timeout=120)
+    deadline = time.monotonic() + 60
+    while lab.statuses() != {"f": "RUNNING"}:
+        assert time.monotonic() < deadline, lab("apps")
+        time.sleep(0.5)
+    output = lab.deploy(tiny("f", error="no f"), options=("--no-rollback",), ok=1)
+    assert "left as it is" in output
+    assert lab.statuses() == {"f": "DEPLOY_FAILED"}
+    assert lab.outcomes("f") == ["found healthy", "deploy failed"]
+    lab("rollback", "f")
+    assert lab.get("f") == "by serve"
+
+
+def test_the_lock_holds_on_an_object_store(object_store: dict[str, str]) -> None:
+    url = "s3://manta/rollout"
+    assert storage.write_new(f"{url}/x.json", {"n": 1})
+    assert not storage.write_new(f"{url}/x.json", {"n": 2})
+    assert storage.read_json(f"{url}/x.json") == {"n": 1}
+    names = ("gcs_address", "dashboard_url", "serve_url", "token_path", "temp_dir", "started_at")
+    cluster = ClusterRecord(
+        name="c", cluster_id="c", pid=1, storage_url=url, **dict.fromkeys(names, "")
+    )
+    gate, results = threading.Barrier(4), []
+
+    def want() -> None:
+        gate.wait()
+        with contextlib.suppress(MantaError), lock.held(cluster, "x", print):
+            results.append("held")
+            time.sleep(3)  # longer than the others take to ask
+
+    threads = [threading.Thread(target=want) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == ["held"]

@@ -1,0 +1,288 @@
+"""Changing applications: one at a time, each noted, and what goes back to what."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from test_deploy_plan import CLUSTER, app, llm, running, train, wanted
+
+from manta import storage
+from manta.cluster.record import ClusterRecord
+from manta.errors import InputError, MantaError
+from manta.serving import history, lock, models, places, surge
+from manta.serving.plan import App, Deployment, ServeState, plan_deploy, plan_restore
+
+
+def cluster(root):
+    return ClusterRecord(
+        name="local",
+        cluster_id="c1",
+        pid=1,
+        gcs_address="",
+        dashboard_url="",
+        serve_url="http://127.0.0.1:8000",
+        token_path="",
+        temp_dir="",
+        storage_url=str(root),
+        started_at="",
+    )
+
+
+# --- lock ------------------------------------------------------------------------------------
+
+
+def test_of_several_who_want_the_lock_one_gets_it_and_the_others_hear_who(tmp_path):
+    gate, results = threading.Barrier(8), []
+
+    def want(number):
+        gate.wait()
+        try:
+            with lock.held(cluster(tmp_path), f"deploy {number}", print):
+                results.append("held")
+                done.wait(10)
+        except MantaError as error:
+            results.append(str(error))
+
+    done = threading.Event()
+    threads = [threading.Thread(target=want, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while len(results) < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert results.count("held") == 1
+    refused = [text for text in results if text != "held"]
+    assert len(refused) == 7
+    assert all("has been changing this cluster since" in text for text in refused)
+
+
+def test_the_lock_is_free_again_after_its_block_whatever_happened_in_it(tmp_path):
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), lock.held(cluster(tmp_path), "x", print):
+            _ = 1 / 0
+    with lock.held(cluster(tmp_path), "x", print) as held:
+        assert held.number == 4
+
+
+HOLD = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from test_rollout import cluster
+from manta.serving import lock
+with lock.held(cluster(sys.argv[1]), "deploy of the dead", print):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_holder_that_was_killed_on_this_machine_keeps_nobody_out(tmp_path):
+    here = str(Path(__file__).parent)
+    words = [sys.executable, "-c", HOLD, str(tmp_path), here]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(MantaError, match="deploy of the dead"),
+            lock.held(cluster(tmp_path), "x", print),
+        ):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with lock.held(cluster(tmp_path), "x", print) as held:
+            assert held.number == 2
+
+
+def held_elsewhere(root, age_s):
+    folder = places.lock(cluster(root))
+    holder = {"process": ["elsewhere/1", 1, 1.0], "by": "ann@far", "doing": "deploy a.yaml"}
+    storage.write_json(storage.join(folder, "000001.json"), holder | {"at": time.time() - age_s})
+    return folder
+
+
+@pytest.mark.parametrize("age_s", [60, -3600], ids=["old", "by a clock that is ahead"])
+def test_a_holder_elsewhere_that_stands_still_is_taken_over_after_a_time(tmp_path, age_s):
+    held_elsewhere(tmp_path, age_s)
+    said = []
+    with lock.held(cluster(tmp_path), "x", said.append, ttl_s=0.6) as held:
+        assert held.number == 2
+    assert len(said) == 1
+    assert "ann@far" in said[0]
+    assert "seems dead" in said[0]
+
+
+def test_a_holder_elsewhere_whose_clock_is_behind_but_who_beats_is_left_alone(tmp_path):
+    folder = held_elsewhere(tmp_path, 3600)
+    stop = threading.Event()
+
+    def beat():
+        at = time.time() - 3600
+        while not stop.wait(0.1):
+            at += 0.1
+            storage.write_json(storage.join(folder, "000001.beat.json"), {"at": at})
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with (
+            pytest.raises(MantaError, match="ann@far has been changing this cluster since"),
+            lock.held(cluster(tmp_path), "x", print, ttl_s=2),
+        ):
+            pass
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_holder_that_was_taken_over_may_not_change_anything_any_more(tmp_path):
+    with lock.held(cluster(tmp_path), "x", print) as held:
+        held.check()
+        taken = {"process": ["elsewhere/1", 1, 1.0], "by": "b", "doing": "y", "at": time.time()}
+        storage.write_json(storage.join(held.folder, "000002.json"), taken)
+        with pytest.raises(lock.LockLost, match="has taken over"):
+            held.check()
+
+
+# --- history ---------------------------------------------------------------------------------
+
+
+def note(root, name, state="healthy", action="deploy", **entry):
+    config = None if action == "undeploy" else app(name, **entry)
+    version = history.begin(cluster(root), name, action, config, file="a.yaml")
+    if state:
+        history.end(cluster(root), version, state, "why not" if state == "failed" else "")
+    return version
+
+
+def test_history_tells_who_changed_what_over_what_and_what_came_of_it(tmp_path):
+    note(tmp_path, "a", args={"x": 1})
+    note(tmp_path, "a", "failed", args={"x": 2})
+    note(tmp_path, "a", None, args={"x": 3})
+    found = history.read(cluster(tmp_path), "a")
+    assert [v.number for v in found] == [1, 2, 3]
+    assert [v.outcome and v.outcome.state for v in found] == ["healthy", "failed", None]
+    assert found[1].outcome.why == "why not"
+    assert found[0].config_passthrough == app("a", args={"x": 1})
+    assert "@" in found[0].by
+    assert found[0].cluster_id == "c1"
+
+
+def test_a_name_with_a_slash_has_a_history_of_its_own(tmp_path):
+    note(tmp_path, "team/a")
+    note(tmp_path, "team")
+    assert history.apps(cluster(tmp_path)) == ("team", "team/a")
+    assert [v.app for v in history.read(cluster(tmp_path), "team/a")] == ["team/a"]
+
+
+def test_a_secret_is_not_in_the_storage_and_comes_from_what_runs(tmp_path):
+    secret = {"env_vars": {"HF_TOKEN": "hf_" + "a" * 30, "DB_PASSWORD": "s3cretvalue"}}
+    version = note(tmp_path, "a", runtime_env=secret)
+    texts = [file.read_text() for file in tmp_path.rglob("*.json")]
+    assert not any("hf_a" in text or "s3cretvalue" in text for text in texts)
+    assert history.unmask(version, app("a", runtime_env=secret)) == app("a", runtime_env=secret)
+    with pytest.raises(InputError, match=r"had a secret at `runtime_env\.env_vars\.HF_TOKEN`"):
+        history.unmask(version, app("a"))
+
+
+def test_the_running_version_is_found_though_its_secrets_and_surge_are_not_kept(tmp_path):
+    secret = {"env_vars": {"DB_PASSWORD": "s3cretvalue"}}
+    note(tmp_path, "a", args={"x": 1})
+    note(tmp_path, "a", runtime_env=secret)
+    runs = surge.with_surge(app("a", runtime_env=secret), ["D"])
+    assert history.find(runs, history.read(cluster(tmp_path), "a")).number == 2
+
+
+def test_going_back_skips_failed_unfinished_and_equal_versions(tmp_path):
+    note(tmp_path, "a", args={"x": 1})
+    note(tmp_path, "a", args={"x": 2})
+    note(tmp_path, "a", "failed", args={"x": 3})
+    note(tmp_path, "a", None, args={"x": 4})
+    note(tmp_path, "a", args={"x": 2})
+    versions = history.read(cluster(tmp_path), "a")
+    assert history.before(versions, versions[-1]).number == 1
+    assert history.before(versions, versions[2]).number == 2
+    with pytest.raises(InputError, match="no healthy version before"):
+        history.before(versions, versions[0])
+
+
+def test_an_undeployed_application_goes_back_to_its_last_healthy_version(tmp_path):
+    note(tmp_path, "a")
+    note(tmp_path, "a", "removed", "undeploy")
+    assert history.before(history.read(cluster(tmp_path), "a"), None).number == 1
+
+
+def test_a_version_that_cannot_run_is_refused_with_those_that_can(tmp_path):
+    note(tmp_path, "a")
+    note(tmp_path, "a", "removed", "undeploy")
+    versions = history.read(cluster(tmp_path), "a")
+    with pytest.raises(InputError, match="no version 2; known: 1"):
+        history.numbered(versions, 2)
+
+
+# --- surge and restore -----------------------------------------------------------------------
+
+
+def runs(name, *deployments, status="RUNNING", **entry):
+    return App(
+        name=name,
+        status=status,
+        route_prefix=f"/{name}",
+        message="",
+        deployments=tuple(
+            Deployment(name=d, status="HEALTHY", num_replicas=1, target_num_replicas=1, message="")
+            for d in deployments
+        ),
+        config_passthrough=app(name, **entry),
+    )
+
+
+def test_replacements_start_first_unless_the_file_says_otherwise():
+    now = ServeState(apps=(runs("a", "One", "Two"),))
+    new = app("a", args={"x": 1}, deployments=[{"name": "Two", "max_surge_percent": 0}])
+    sent = plan_deploy(now, wanted(new), **CLUSTER).body_passthrough["applications"][0]
+    assert {d["name"]: d["max_surge_percent"] for d in sent["deployments"]} == {
+        "One": 100,
+        "Two": 0,
+    }
+    plain = plan_deploy(now, wanted(new), **CLUSTER, surge=False).body_passthrough
+    assert plain["applications"] == [new]
+
+
+def test_what_a_deploy_added_does_not_make_the_same_file_a_change():
+    sent = surge.with_surge(app("a"), ["One"])
+    assert plan_deploy(running(sent), wanted(app("a")), **CLUSTER).unchanged == ("a",)
+    other = app("a", deployments=[{"name": "One", "max_surge_percent": 0}])
+    assert plan_deploy(running(sent), wanted(other), **CLUSTER).changed == ("a",)
+
+
+def test_restoring_puts_back_the_old_removes_the_new_and_keeps_the_others():
+    before = ServeState(apps=(runs("a", "D", args={"x": 1}), runs("other")))
+    now = ServeState(apps=(runs("a", args={"x": 2}), runs("new"), runs("other", args={"y": 1})))
+    apps = {e["name"]: e for e in plan_restore(now, before, ["a", "new"])["applications"]}
+    assert sorted(apps) == ["a", "other"]
+    assert apps["a"] == surge.with_surge(app("a", args={"x": 1}), ["D"])
+    assert apps["other"] == app("other", args={"y": 1})
+
+
+# --- models ----------------------------------------------------------------------------------
+
+
+def test_a_model_whose_bytes_were_changed_is_refused_before_anything_is_sent(tmp_path):
+    train(tmp_path, "m", "one")
+    models.verify(llm("m"), str(tmp_path))
+    (tmp_path / "models" / "m" / "model.safetensors").write_text("eno")  # of the same size
+    with pytest.raises(InputError, match="model `m` is damaged"):
+        models.verify(llm("m"), str(tmp_path))
+
+
+def test_weights_that_were_replaced_are_known_to_be_gone(tmp_path):
+    train(tmp_path, "m", "one")
+    pinned = models.pin_models(wanted(llm("m")), str(tmp_path)).applications_passthrough[0]
+    assert models.gone(pinned, str(tmp_path)) == ()
+    train(tmp_path, "m", "two")
+    assert models.gone(pinned, str(tmp_path)) == ("m",)
