@@ -169,50 +169,55 @@ class Load:
 
 
 def test_no_request_is_lost_in_deploys_failures_a_scale_down_and_rollbacks(lab: Lab) -> None:
+    probes = lab.folder / "probes.jsonl"
+    probes.write_text(json.dumps({"path": "/", "contains": "two"}))
+    check = ("--check", str(probes))
     lab.deploy(tiny("a", text="one", replicas=2))
     with Load(lab.url("a")) as load:
-        lab.deploy(tiny("a", text="two"))  # another version, and one replica instead of two
+        # Another version, and one replica instead of two.
+        checked = lab.deploy(tiny("a", text="two"), options=check)
         assert lab.get("a") == "two"
+        refused = lab.deploy(tiny("a", text="bad"), options=check, ok=1)
         failed = lab.deploy(tiny("a", text="three", error="no such text"), ok=1)
-        late = lab.deploy(tiny("a", text="four", init_s=600), options=("--timeout-s", "8"), ok=1)
         renamed = lab.deploy(tiny("a", text="five", deployment="Other"), ok=1)
         assert lab.get("a") == "two"
         lab("rollback", "a")
         assert lab.get("a") == "one"
-        lab("rollback", "a", "--to", "2")
     assert load.failures == {}
     assert load.answers.keys() == {"one", "two"}
     assert sum(load.answers.values()) > 100
 
+    assert "`a` passes 1 checks" in checked
+    assert "does not contain 'two': 'bad'" in refused
+    assert "nothing that runs was touched" in refused
     assert "no such text" in failed
-    assert "not healthy after 8 s" in late
     assert "has no deployment `Tiny`, only ['Other']" in renamed
-    assert all("went back: `a` runs as before" in text for text in (failed, late, renamed))
+    assert all("went back: `a` runs as before" in text for text in (failed, renamed))
     assert lab.outcomes("a") == [
         "deploy healthy",
         "deploy healthy",
         *["deploy failed"] * 3,
-        *["rollback healthy"] * 2,
+        "rollback healthy",
     ]
     rows = json.loads(lab("apps", "history", "a", "--json"))
-    assert [(row["number"], row["replaced"], row["of"]) for row in rows][-2:] == [
-        (6, 2, 1),
-        (7, 6, 2),
-    ]
-    assert "no such text" in rows[2]["outcome"]["why"]
+    assert [rows[-1][key] for key in ("number", "replaced", "of")] == [6, 2, 1]
+    assert "no such text" in rows[3]["outcome"]["why"]
+    assert set(lab.statuses()) == {"a"}
     assert "rollback to 1" in lab("apps", "history")
 
 
 def test_a_failed_deploy_removes_what_is_new_and_restores_what_was(lab: Lab) -> None:
     lab.deploy(tiny("b", text="old"))
-    output = lab.deploy(tiny("b", text="new"), tiny("c", text="x", error="no c"), ok=1)
+    new = (tiny("b", text="new"), tiny("c", text="x", init_s=600))
+    output = lab.deploy(*new, options=("--timeout-s", "8"), ok=1)
+    assert "not healthy after 8 s" in output
     assert "`b` runs as before" in output
     assert "`c` did not run before and was removed" in output
     assert lab.get("b") == "old"
     assert "c" not in lab.statuses()
     lab("undeploy", "b")
     assert lab.outcomes("b") == ["deploy healthy", "deploy failed", "undeploy removed"]
-    lab("rollback", "b")
+    lab("rollback", "b", "--to", "1")
     assert lab.get("b") == "old"
 
 

@@ -37,6 +37,11 @@ def safety_options(command: Command) -> Command:
             is_flag=True,
             help="Stop old replicas before new ones are ready: without room for both.",
         ),
+        click.option(
+            "--check",
+            metavar="PROBES.jsonl",
+            help="Ask a candidate these questions first; go on only if it answers as they say.",
+        ),
     ):
         command = option(command)
     return command
@@ -53,6 +58,7 @@ def command(
     timeout_s: float,
     no_rollback: bool,
     interrupt: bool,
+    check: str | None,
     cluster: str,
     dry_run: bool,
     as_json: bool,
@@ -62,7 +68,7 @@ def command(
     Applications that the file does not name stay as they are. If one of the file does not become
     healthy, what ran before is restored.
     """
-    options = options_of(timeout_s, no_rollback, interrupt)
+    options = options_of(timeout_s, no_rollback, interrupt, check)
     plan = _plan(file, cluster, interrupt) if dry_run else _execute(file, cluster, options)
     if as_json:
         facts = asdict(plan)
@@ -72,11 +78,17 @@ def command(
         _print(plan)
 
 
-def options_of(timeout_s: float, no_rollback: bool, interrupt: bool) -> Options:
-    """The shared options as a value."""
+def options_of(timeout_s: float, no_rollback: bool, interrupt: bool, check: str | None) -> Options:
+    """The shared options as a value. Raises InputError if the file of the check does not hold."""
     from manta.serving.rollout import Options
+    from manta.spec.probes import read_probes
 
-    return Options(timeout_s=timeout_s, go_back=not no_rollback, interrupt=interrupt)
+    return Options(
+        timeout_s=timeout_s,
+        go_back=not no_rollback,
+        interrupt=interrupt,
+        probes=read_probes(check) if check else (),
+    )
 
 
 def _plan(file: str, cluster: str, interrupt: bool) -> DeployPlan:

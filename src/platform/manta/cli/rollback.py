@@ -23,6 +23,7 @@ def command(
     timeout_s: float,
     no_rollback: bool,
     interrupt: bool,
+    check: str | None,
     cluster: str,
     dry_run: bool,
     as_json: bool,
@@ -42,7 +43,7 @@ def command(
             yaml.safe_dump(dict(chosen.config_passthrough or {}), sort_keys=False), nl=False
         )
         return
-    options = options_of(timeout_s, no_rollback, interrupt)
+    options = options_of(timeout_s, no_rollback, interrupt, check)
     try:
         chosen = rollout.roll_back(target, app, to, output.say, options)
     except KeyboardInterrupt:

@@ -7,13 +7,16 @@ the applications that a file does not name are sent along, as they were last dep
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from manta.errors import InputError
 from manta.serving.config import ServeConfig
 from manta.serving.surge import with_surge, without_surge
+
+CANDIDATE = "--candidate"
+"""Ends the name of an application that a new version is while its quality is checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +112,8 @@ def plan_deploy(
         InputError: an application of the file wants the route of one that is kept.
     """
     named = {str(app["name"]): app for app in map(_with_name, wanted.applications_passthrough)}
-    kept = [
-        app for app in current.apps if app.name not in named and app.config_passthrough is not None
-    ]
-    others = [app for app in current.apps if app.name not in named]
+    others = [app for app in _settled(current) if app.name not in named]
+    kept = [app for app in others if app.config_passthrough is not None]
     for app in named.values():
         _check_route(app, others)
     running = {app.name: _as_written(app.config_passthrough) for app in current.apps}
@@ -143,7 +144,7 @@ def plan_restore(current: ServeState, before: ServeState, names: Sequence[str]) 
 
     One that did not run before is removed; what is not named stays as it is now.
     """
-    kept = [app.config_passthrough for app in current.apps if app.name not in names]
+    kept = [app.config_passthrough for app in _settled(current) if app.name not in names]
     old = [
         _sent(app.config_passthrough, app, surge=True)
         for app in before.apps
@@ -154,6 +155,28 @@ def plan_restore(current: ServeState, before: ServeState, names: Sequence[str]) 
         "http_options": {"host": current.http_host, "port": current.http_port},
         "applications": [*(config for config in kept if config is not None), *old],
     }
+
+
+def plan_candidates(current: ServeState, apps: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The request body that runs `apps` beside all that runs, under names and routes of their own.
+
+    In Ray's format. Without apps it removes the candidates that there are.
+    """
+    kept = [app.config_passthrough for app in _settled(current)]
+    candidates = [
+        {**app, "name": f"{app['name']}{CANDIDATE}", "route_prefix": candidate_route(app["name"])}
+        for app in map(_with_name, apps)
+    ]
+    return {
+        **current.options_passthrough,
+        "http_options": {"host": current.http_host, "port": current.http_port},
+        "applications": [*(config for config in kept if config is not None), *candidates],
+    }
+
+
+def candidate_route(name: str) -> str:
+    """Where the candidate of an application answers."""
+    return f"/-candidate/{name}"
 
 
 def plan_undeploy(current: ServeState, name: str) -> dict[str, Any]:
@@ -176,13 +199,18 @@ def plan_undeploy(current: ServeState, name: str) -> dict[str, Any]:
         "http_options": {"host": current.http_host, "port": current.http_port},
         "applications": [
             other.config_passthrough
-            for other in current.apps
+            for other in _settled(current)
             if other.name != name and other.config_passthrough is not None
         ],
     }
 
 
-def _with_name(app: dict[str, Any]) -> dict[str, Any]:
+def _settled(current: ServeState) -> list[App]:
+    """Without candidates: one that is there was left by a deploy that was killed."""
+    return [app for app in current.apps if not app.name.endswith(CANDIDATE)]
+
+
+def _with_name(app: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": "default", "route_prefix": "/", **app}  # Serve's own defaults
 
 

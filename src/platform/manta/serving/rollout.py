@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from manta.check import secrets
 from manta.cluster.record import ClusterRecord
@@ -14,7 +15,17 @@ from manta.serving.config import ServeConfig
 from manta.serving.deploy import NotHealthy, Say
 from manta.serving.history import Action, Version
 from manta.serving.lock import Lock, LockLost
-from manta.serving.plan import DeployPlan, ServeState, plan_restore, plan_undeploy
+from manta.serving.plan import (
+    CANDIDATE,
+    DeployPlan,
+    ServeState,
+    candidate_route,
+    plan_candidates,
+    plan_restore,
+    plan_undeploy,
+)
+from manta.serving.probe import Endpoint, failures
+from manta.spec.probes import Probe
 
 GONE_TIMEOUT_S = 120.0
 
@@ -29,6 +40,8 @@ class Options:
     """Restore what ran before if it does not become healthy."""
     interrupt: bool = False
     """Old replicas may stop before new ones are ready: for a cluster without room for both."""
+    probes: tuple[Probe, ...] = ()
+    """Asked of a candidate before anything that runs is touched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +184,8 @@ def _carry_out(change: _Change, wanted: ServeConfig, action: Action, of: int | N
         for name in change.names
     ]
     with _noted(cluster, versions, say):
+        if change.options.probes:
+            _check_candidates(change, [apps[name] for name in change.names])
         try:
             change.lock.check()
             deploy.send(cluster, change.plan.body_passthrough)
@@ -182,6 +197,42 @@ def _carry_out(change: _Change, wanted: ServeConfig, action: Action, of: int | N
     _end(cluster, versions, say, "healthy")
     numbers = ", ".join(f"`{v.app}` is version {v.number}" for v in versions) or "nothing changed"
     say(f"running at {change.plan.url}: {numbers}")
+
+
+def _check_candidates(change: _Change, apps: Sequence[Mapping[str, Any]]) -> None:
+    """Run the new versions beside the old ones, ask them, and remove them again.
+
+    Raises:
+        MantaError: one is not healthy or answers otherwise than it must. What ran was not touched.
+    """
+    cluster, say = change.cluster, change.say
+    names = {str(app.get("name", "default")): app for app in apps}
+    candidates = [f"{name}{CANDIDATE}" for name in names]
+    untouched = "nothing that runs was touched"
+    change.lock.check()
+    try:
+        deploy.send(cluster, plan_candidates(deploy.state(cluster), apps))
+        deploy.wait_healthy(cluster, candidates, say, change.options.timeout_s)
+        for name, app in names.items():
+            _ask(change, name, app)
+    except NotHealthy as error:
+        raise NotHealthy(f"{error.what}\n{untouched}", error.short, error.fix) from error
+    finally:
+        change.lock.check()
+        deploy.send(cluster, plan_candidates(deploy.state(cluster), ()))
+        for candidate in candidates:
+            deploy.wait_gone(cluster, candidate, GONE_TIMEOUT_S)  # the new version needs its room
+
+
+def _ask(change: _Change, name: str, app: Mapping[str, Any]) -> None:
+    probes = [one for one in change.options.probes if one.app in (None, name)]
+    key = owner.ensure_key(change.cluster).read_text().strip() if owner.is_guarded(app) else None
+    endpoint = Endpoint(url=change.plan.url + candidate_route(name), key=key)
+    if faults := failures(endpoint, probes):
+        told = "\n".join(["", *faults])
+        what = f"`{name}` fails {len(faults)} of {len(probes)} checks"
+        raise NotHealthy(f"{what}{told}", f"{what}: {faults[0]}")
+    change.say(f"`{name}` passes {len(probes)} checks")
 
 
 def _undone(change: _Change, versions: Sequence[Version], error: MantaError) -> MantaError:
@@ -246,14 +297,15 @@ def _running_version(cluster: ClusterRecord, before: ServeState, name: str) -> i
 
 @contextmanager
 def _noted(cluster: ClusterRecord, versions: Sequence[Version], say: Say) -> Iterator[None]:
-    """Note it if the block is left by Ctrl-C, or because another took over."""
+    """Note it if the block is left by an error or Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
         _end(cluster, versions, say, "left", "interrupted", "nobody watches it: it stays as it is")
         raise
-    except LockLost as error:
-        _end(cluster, versions, say, "left", error.what)
+    except MantaError as error:
+        brief = error.short if isinstance(error, NotHealthy) else error.what
+        _end(cluster, versions, say, "failed", brief)  # if it has no other end by now
         raise
 
 
