@@ -227,14 +227,21 @@ def test_a_version_that_cannot_run_is_refused_with_those_that_can(tmp_path):
 # --- surge and restore -----------------------------------------------------------------------
 
 
-def runs(name, *deployments, status="RUNNING", **entry):
+def runs(name, *deployments, replicas=(), **entry):
     return App(
         name=name,
-        status=status,
+        status="RUNNING",
         route_prefix=f"/{name}",
         message="",
         deployments=tuple(
-            Deployment(name=d, status="HEALTHY", num_replicas=1, target_num_replicas=1, message="")
+            Deployment(
+                name=d,
+                status="HEALTHY",
+                num_replicas=1,
+                target_num_replicas=1,
+                message="",
+                replicas=frozenset(replicas),
+            )
             for d in deployments
         ),
         config_passthrough=app(name, **entry),
@@ -260,13 +267,40 @@ def test_what_a_deploy_added_does_not_make_the_same_file_a_change():
     assert plan_deploy(running(sent), wanted(other), **CLUSTER).changed == ("a",)
 
 
+def test_an_unchanged_application_is_sent_as_it_runs_and_a_rescaled_one_names_no_other():
+    entry = app("a", deployments=[{"name": "One", "num_replicas": 1}])
+    now = ServeState(apps=(runs("a", "One", "Two", deployments=entry["deployments"]),))
+
+    def sent(new):
+        plan = plan_deploy(now, wanted(new), **CLUSTER)
+        return plan.body_passthrough["applications"][0]["deployments"]
+
+    assert sent(entry) == [{"name": "One", "num_replicas": 1}]
+    more = app("a", deployments=[{"name": "One", "num_replicas": 2}])
+    assert sent(more) == [{"name": "One", "num_replicas": 2, "max_surge_percent": 100}]
+    other = app("a", args={"x": 1}, deployments=entry["deployments"])
+    assert [one["name"] for one in sent(other)] == ["One", "Two"]
+
+
 def test_restoring_puts_back_the_old_removes_the_new_and_keeps_the_others():
-    before = ServeState(apps=(runs("a", "D", args={"x": 1}), runs("other")))
-    now = ServeState(apps=(runs("a", args={"x": 2}), runs("new"), runs("other", args={"y": 1})))
+    before = ServeState(apps=(runs("a", "D", replicas="r", args={"x": 1}), runs("other")))
+    now = ServeState(
+        apps=(
+            runs("a", "D", replicas="s", args={"x": 2}),
+            runs("new"),
+            runs("other", args={"y": 1}),
+        )
+    )
     apps = {e["name"]: e for e in plan_restore(now, before, ["a", "new"])["applications"]}
     assert sorted(apps) == ["a", "other"]
     assert apps["a"] == surge.with_surge(app("a", args={"x": 1}), ["D"])
     assert apps["other"] == app("other", args={"y": 1})
+
+
+def test_restoring_leaves_replicas_alone_that_still_run_as_before():
+    before = ServeState(apps=(runs("a", "D", replicas="pq", args={"x": 1}),))
+    now = ServeState(apps=(runs("a", "D", replicas="qr", args={"x": 2}),))
+    assert plan_restore(now, before, ["a"])["applications"] == [app("a", args={"x": 1})]
 
 
 # --- models ----------------------------------------------------------------------------------

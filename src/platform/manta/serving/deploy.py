@@ -148,6 +148,7 @@ def _deployment(details: Mapping[str, Any]) -> Deployment:
         num_replicas=sum(replica["state"] == "RUNNING" for replica in replicas),
         target_num_replicas=details["target_num_replicas"],
         message=details["message"],
+        replicas=frozenset(r["replica_id"] for r in replicas if r["state"] == "RUNNING"),
         logs=tuple(
             (replica["node_id"], replica["log_file_path"])
             for replica in replicas

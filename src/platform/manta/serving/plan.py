@@ -31,6 +31,8 @@ class Deployment:
     message: str
     logs: tuple[tuple[str, str], ...] = ()
     """Node id and path of the log, of each replica that Serve still knows."""
+    replicas: frozenset[str] = frozenset()
+    """Ids of those that run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,11 @@ class App:
     deployments: tuple[Deployment, ...]
     config_passthrough: Mapping[str, Any] | None
     """As deployed, in Ray's format; None if it came from Python code (`serve.run`)."""
+
+    @property
+    def replicas(self) -> frozenset[str]:
+        """Ids of the replicas that run, of all deployments."""
+        return frozenset(one for deployment in self.deployments for one in deployment.replicas)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +149,12 @@ def plan_deploy(
 def plan_restore(current: ServeState, before: ServeState, names: Sequence[str]) -> dict[str, Any]:
     """The request body that puts the named applications back as they were, in Ray's format.
 
-    One that did not run before is removed; what is not named stays as it is now.
+    One that did not run before is removed; what is not named stays as it is now. Where replicas
+    of before still run, the config is sent as it was, so that they stay; else with surge.
     """
     kept = [app.config_passthrough for app in _settled(current) if app.name not in names]
     old = [
-        _sent(app.config_passthrough, app, surge=True)
+        _restored(app, current.app(app.name))
         for app in before.apps
         if app.name in names and app.config_passthrough is not None
     ]
@@ -219,9 +227,35 @@ def _as_written(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 
 
 def _sent(app: Mapping[str, Any], running: App | None, surge: bool) -> dict[str, Any]:
-    """With surge for the deployments that run; Serve refuses names that the code lacks."""
-    names = [one.name for one in running.deployments] if running and surge else []
+    """With surge for the deployments that run; Serve refuses names that the code lacks.
+
+    Serve gives a deployment the application's environment variables only if `deployments` names
+    it, and restarts it when that changes. So no name is added, or left out, without need.
+    """
+    if running is None or running.config_passthrough is None:
+        return dict(app)
+    now = running.config_passthrough
+    if _as_written(now) == _as_written(app):
+        return dict(now)
+    if not surge:
+        return dict(app)
+    names = [one.name for one in running.deployments]
+    if _code(now) == _code(app):
+        listed = [*(now.get("deployments") or ()), *(app.get("deployments") or ())]
+        names = [name for name in names if any(entry["name"] == name for entry in listed)]
     return with_surge(app, names)
+
+
+def _restored(before: App, now: App | None) -> dict[str, Any]:
+    assert before.config_passthrough is not None
+    if now is None or before.replicas & now.replicas:
+        return dict(before.config_passthrough)
+    return with_surge(before.config_passthrough, [one.name for one in now.deployments])
+
+
+def _code(app: Mapping[str, Any]) -> dict[str, Any]:
+    """All but the options of single deployments."""
+    return {key: value for key, value in app.items() if key != "deployments"}
 
 
 def _check_route(app: Mapping[str, Any], others: list[App]) -> None:
