@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from manta.cli import output
+from manta.cli import output, watch
 from manta.cluster import record
 from manta.errors import InputError
 
@@ -117,10 +117,12 @@ def _execute(file: str, cluster: str, options: Options) -> DeployPlan:
     target = record.find(cluster)
     target.use()
     try:
-        return rollout.deploy_file(target, file, output.say, options)
+        plan = rollout.deploy_file(target, file, output.say, options)
     except KeyboardInterrupt:
         output.say("\nThe deploy goes on, and nobody will undo it. Watch it: manta apps")
         raise
+    watch.note("deployed", f"{', '.join(plan.names)} of {file}", cluster)
+    return plan
 
 
 def _print(plan: DeployPlan) -> None:

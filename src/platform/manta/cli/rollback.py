@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import yaml
 
-from manta.cli import output
+from manta.cli import output, watch
 from manta.cli.deploy import options_of, safety_options
 from manta.cluster import record
 
@@ -49,6 +49,7 @@ def command(
     except KeyboardInterrupt:
         output.say("\nThe rollback goes on, and nobody will undo it. Watch it: manta apps")
         raise
+    watch.note("rolled back", f"{app} to version {chosen.number}", cluster)
     if as_json:
         output.print_json({"app": app, "version": chosen.number})
     else:
