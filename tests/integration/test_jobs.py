@@ -186,7 +186,7 @@ steps:
 MAKE = """\
 echo $1 >> $RAN
 mkdir -p $OUT/$1 && echo made > $OUT/$1/file
-echo "{\\"artifacts\\": {\\"out\\": \\"$OUT/$1\\"}}" > $MANTA_STEP_REPORT
+echo "{\\"artifacts\\": {\\"out\\": \\"$OUT/$1\\"}}" > $MANTA_REPORT
 """
 
 

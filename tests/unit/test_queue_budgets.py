@@ -40,6 +40,7 @@ from manta.jobs import (
     watch,
 )
 from manta.jobs import lease as leases
+from manta.jobs import request as asking
 from manta.jobs.access import Role
 from manta.jobs.budgets import BELOW, REACHED, WARNED, Budget
 from manta.jobs.controller import Controller, Options
@@ -47,7 +48,9 @@ from manta.jobs.lease import Lease, LeaseLost
 from manta.jobs.model import Cause, Job, JobState
 from manta.plan.clusters import read_cluster
 from manta.plan.demand import parse_demand
+from manta.plan.jobs import plan_job
 from manta.plan.nodes import plan_cluster
+from manta.spec import JobSpec, Resources
 from manta.spec.catalog import load_catalog
 from manta.state import State
 
@@ -387,6 +390,26 @@ def test_on_a_launched_cluster_the_price_is_the_plans_for_the_jobs_share_of_its_
     moved = replace(launched, config=str(tmp_path / "gone.yaml"))
     assert own_budget.usd_per_hour(replace(ray.record, launched=moved), gpu) is None
     ray.close()
+
+
+def test_a_job_that_prefers_by_price_takes_the_cheapest_and_unknown_prices_last(
+    priced: FakeRay, tmp_path: Path
+) -> None:
+    aws = str(Path(manta.__file__).parents[3] / "cluster" / "aws.yaml")
+    access_ = record.Access(head="", user="u", key=None)
+    launched = record.Launched(provider="aws", source=aws, config=aws, is_up=True, access=access_)
+    record.save(replace(priced.record, name="aws", launched=launched))
+    record.save(replace(priced.record, name="theirs", attached=True))
+    spec = JobSpec(name="j", entrypoint="true", clusters=("theirs", "local", "aws"))
+    by_price = spec.model_copy(update={"prefer": "price"})
+    plan = plan_job(
+        spec.model_copy(update={"resources": Resources(num_cpus=2)}),
+        "true",
+        submission_id="j",
+        working_dir=tmp_path,
+    )
+    assert asking.placed(spec, plan).clusters == ("theirs", "local", "aws")
+    assert asking.placed(by_price, plan).clusters == ("aws", "local", "theirs")
 
 
 @pytest.fixture

@@ -336,7 +336,7 @@ def test_a_pipeline_comes_again_with_jobs_and_reports_of_its_own(pipeline: Runs)
     assert run.id == entry.job_id(entry.due(run.started_at))
     site.runs(f"{run.id}-a")
     variables = queries.request_of(site.state, f"{run.id}-a").runtime_env_passthrough["env_vars"]
-    assert variables["MANTA_STEP_REPORT"].endswith(f"{run.id}/a.json")
+    assert variables["MANTA_REPORT"].endswith(f"{run.id}/a.json")
     cron.put(site.state, cron.Entry(**vars(entry) | {"last_id": run.id}))
     due = [event for event in queries.events_of(site.state) if event.kind == "cron skipped"]
     site.until(

@@ -79,7 +79,7 @@ def test_steps_run_in_the_order_of_their_needs_else_as_written(tmp_path: Path) -
     first = plan.steps[0].action
     assert isinstance(first, JobPlan)
     assert first.submission_id == "r-first"
-    assert first.runtime_env_passthrough["env_vars"] == {"MANTA_STEP_REPORT": "/runs/r/first.json"}
+    assert first.runtime_env_passthrough["env_vars"] == {"MANTA_REPORT": "/runs/r/first.json"}
 
 
 def test_the_printed_command_carries_all_of_the_plan(tmp_path: Path) -> None:

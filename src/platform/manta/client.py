@@ -59,9 +59,10 @@ class Client:
         root = Path(working_dir).resolve()
         if not root.is_dir():
             raise InputError(f"working_dir {working_dir} is not a folder")
-        cluster = spec.clusters[0] if spec.clusters else cluster
         name = job_id or f"{spec.name}-{secrets.token_hex(4)}"
         plan = plan_job(spec, spec.entrypoint, submission_id=name, working_dir=root)
+        spec = request.placed(spec, plan)
+        cluster = spec.clusters[0] if spec.clusters else cluster
         asked = request.prepare(
             plan,
             spec,

@@ -69,6 +69,7 @@ def request_of(
     """
     from manta.jobs import request
 
+    spec = request.placed(spec, plan)
     cluster = spec.clusters[0] if spec.clusters else cluster
     is_file = file.endswith((".yaml", ".yml")) and not budget_said
     with _located(file if is_file else ""), output.progress(f"submitting {plan.submission_id}"):

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from manta.cli import output, watch
+from manta.errors import MantaError
 
 if TYPE_CHECKING:
     from manta.jobs.costs import Cost
-    from manta.jobs.model import Job
+    from manta.jobs.model import Job, JobRequest
+    from manta.jobs.reports import Report
 
 SECRET = ("TOKEN", "SECRET", "KEY", "PASSWORD", "CREDENTIAL")
 
@@ -111,12 +113,16 @@ def show(job: str, as_json: bool) -> None:
     request = _redacted(queries.request_of(state, job).model_dump())
     attempts = queries.attempts_of(state, job)
     events = queries.events_of(state, job_id=job)
+    report = _report(queries.request_of(state, job))
     if as_json:
         story = {"request": request, "attempts": [asdict(a) for a in attempts]}
+        story |= {"report": asdict(report)}
         story |= {"events": [asdict(e) for e in events], "cost": spending.as_json(cost)}
         output.print_json(watch.as_json(found) | story)
         return
     _print_head(found, request, _cost(cost))
+    for name, value in {**report.metrics, **report.artifacts}.items():
+        click.echo(f"{name:<12} {value}")
     click.echo()
     output.print_table(
         ["TRY", "STATUS", "RAY ID", "CLUSTER", "TIME", "EXIT", "CAUSE", "LOG"],
@@ -139,6 +145,17 @@ def show(job: str, as_json: bool) -> None:
         ["WHEN (UTC)", "WHO", "WHAT", ""],
         [(when(event.at), event.actor, event.kind, event.text) for event in events],
     )
+
+
+def _report(request: JobRequest) -> Report:
+    """What the job said of itself; nothing if the storage is away."""
+    from manta.jobs import reports
+
+    try:
+        return reports.read(reports.url_of(request))
+    except MantaError as error:
+        output.say(f"its report cannot be read: {error}")
+        return reports.Report()
 
 
 def when(at: float) -> str:

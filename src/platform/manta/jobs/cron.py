@@ -15,7 +15,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import TypeAdapter
 
 from manta.errors import InputError
-from manta.jobs import queries, runs, store
+from manta.jobs import queries, reports, runs, store
 from manta.jobs.lease import Lease
 from manta.jobs.model import JobRequest, check_id
 from manta.jobs.run_request import RunRequest, with_id
@@ -151,8 +151,7 @@ class Clock:
         if isinstance(entry.request, RunRequest):
             runs.submit(self._state, with_id(entry.request, job_id), who)
         else:
-            asked = entry.request.model_copy(update={"id": job_id})
-            store.submit(self._state, asked, who)
+            store.submit(self._state, reports.under(entry.request, job_id), who)
         return self._checked(entry, due, job_id, "")
 
     def _is_running(self, last_id: str) -> bool:

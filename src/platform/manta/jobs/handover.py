@@ -6,7 +6,7 @@ import logging
 
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
-from manta.jobs import packages, ray_api
+from manta.jobs import packages, ray_api, reports
 from manta.jobs.model import Attempt, Cause, JobRequest, JobState
 from manta.jobs.policy import Outcome
 from manta.jobs.ray_api import RayJob, Refused, Unreachable
@@ -23,6 +23,7 @@ def submit(
 ) -> Outcome | None:
     """Hand an attempt to Ray; None if it has it, or may have it: the next look will show."""
     try:
+        reports.make_place(reports.url_of(request))
         for name in request.packages:
             if not ray_api.has_package(cluster, name):
                 ray_api.put_package(cluster, name, packages.load(name, request.storage_url))

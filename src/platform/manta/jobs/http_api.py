@@ -29,6 +29,7 @@ from manta.jobs import (
     own_budget,
     passes,
     queries,
+    reports,
     request,
     shares,
     store,
@@ -211,22 +212,28 @@ def _add_acting(api: FastAPI, state: State) -> None:
     submitter, admin = _guard(state, Role.SUBMITTER), _guard(state, Role.ADMIN)
 
     @api.post("/api/v1/jobs")
-    def submit(job: Submission, key: Annotated[Key, Depends(submitter)]) -> dict[str, Any]:
+    def submit(
+        job: Submission, key: Annotated[Key, Depends(submitter)], asked: Request
+    ) -> dict[str, Any]:
         """Accept a job. The same id and content again is the same job, sent as often as may be."""
-        accepted, new = store.submit(state, _request(state, job, key), _actor(key))
+        accepted, new = store.submit(state, _request(state, job, key), _actor(key, asked))
         return {"new": new, "job": asdict(accepted)}
 
     @api.post("/api/v1/jobs/{job_id}/stop")
-    def stop(job_id: str, key: Annotated[Key, Depends(submitter)]) -> dict[str, Any]:
+    def stop(
+        job_id: str, key: Annotated[Key, Depends(submitter)], asked: Request
+    ) -> dict[str, Any]:
         """Ask for the job's end; again changes nothing."""
         _require_own(queries.get(state, job_id), key)
-        return asdict(store.ask_stop(state, job_id, _actor(key), f"stopped by {key.name}"))
+        return asdict(store.ask_stop(state, job_id, _actor(key, asked), f"stopped by {key.name}"))
 
     @api.post("/api/v1/jobs/{job_id}/retry")
-    def retry(job_id: str, key: Annotated[Key, Depends(submitter)]) -> dict[str, Any]:
+    def retry(
+        job_id: str, key: Annotated[Key, Depends(submitter)], asked: Request
+    ) -> dict[str, Any]:
         """Put a job that failed back into the queue."""
         _require_own(queries.get(state, job_id), key)
-        return asdict(store.retry(state, job_id, _actor(key)))
+        return asdict(store.retry(state, job_id, _actor(key, asked)))
 
     @api.put("/api/v1/quotas/{kind}/{name}")
     def set_quota(
@@ -234,10 +241,11 @@ def _add_acting(api: FastAPI, state: State) -> None:
         name: str,
         quota: Quota,
         key: Annotated[Key, Depends(admin)],
+        asked: Request,
     ) -> dict[str, Any]:
         """Set the share of a team or user."""
         share = Share(weight=quota.weight, limits=quota.limits)
-        shares.put(state, kind, name, share, _actor(key))
+        shares.put(state, kind, name, share, _actor(key, asked))
         return asdict(share)
 
 
@@ -249,11 +257,13 @@ def _request(state: State, job: Submission, key: Key) -> JobRequest:
                 raise InputError(f"runtime_env.{field} names a local path", "give a URI")
     demand = demand_of_work(Work(resources=job.resources), "", Path(), "")
     own_budget.require_enough(job.budget_usd, job.timeout_s, demand, {job.cluster})
+    storage_url = request.storage_of(state, job.cluster)
+    runtime_env = reports.with_place(job.runtime_env, reports.place(storage_url, job.id))
     return JobRequest(
         id=job.id,
         name=job.name,
         entrypoint=job.entrypoint,
-        runtime_env_passthrough=job.runtime_env,
+        runtime_env_passthrough=runtime_env,
         resources=job.resources,
         retry=job.retry,
         timeout_s=job.timeout_s,
@@ -264,7 +274,7 @@ def _request(state: State, job: Submission, key: Key) -> JobRequest:
         team=job.team,
         cluster=job.cluster,
         shape=of_resources(job.resources),
-        storage_url=request.storage_of(state, job.cluster),
+        storage_url=storage_url,
         manta_version=manta.__version__,
     )
 
@@ -274,8 +284,9 @@ def _require_own(job: Job, key: Key) -> None:
         raise Forbidden(f"job {job.id} is {job.user}'s", "needs ADMIN")
 
 
-def _actor(key: Key) -> str:
-    return f"key:{key.name}"
+def _actor(key: Key, request: Request) -> str:
+    """Who, and from where: the address that the server sees, a proxy's if there is one."""
+    return f"key:{key.name}@{request.client.host if request.client else 'unknown'}"
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:

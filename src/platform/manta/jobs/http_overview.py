@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query
 from fastapi.params import Depends
 
 import manta
-from manta.jobs import lease, overview, queries, runs, usage
+from manta.jobs import lease, overview, queries, reports, runs, usage
 from manta.state import State, now
 
 _Few = Annotated[int, Query(ge=1, le=500)]
@@ -45,6 +45,15 @@ def add(api: FastAPI, state: State, viewer: Sequence[Depends]) -> None:
     def request(job_id: str) -> dict[str, Any]:
         """What was asked for; of environment variables only the names."""
         return overview.asked(state, job_id)
+
+    @api.get("/api/v1/jobs/{job_id}/report", dependencies=viewer)
+    def report(job_id: str) -> dict[str, Any]:
+        """What the job said of itself: artifacts and metrics; empty if nothing."""
+        asked = queries.request_of(state, job_id)
+        told: dict[str, Any] = overview.without_passwords(
+            asdict(reports.read(reports.url_of(asked)))
+        )
+        return told
 
     @api.get("/api/v1/runs", dependencies=viewer)
     def pipeline_runs(limit: _Few = 20, before_seq: _Seq = None) -> list[dict[str, Any]]:

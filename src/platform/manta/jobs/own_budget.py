@@ -48,6 +48,17 @@ def require_enough(
         )
 
 
+def cheapest_first(clusters: Sequence[str], demand: Demand) -> tuple[str, ...]:
+    """`clusters` by what an hour of such a job is charged; those whose price is unknown last."""
+    known = {found.name: found for found in record.load_all()}
+
+    def price(name: str) -> float:
+        usd = usd_per_hour(known[name], demand) if name in known else None
+        return float("inf") if usd is None else usd
+
+    return tuple(sorted(clusters, key=price))
+
+
 def usd_per_hour(cluster: ClusterRecord, demand: Demand) -> float | None:
     """What an hour of such a job is charged on the cluster; None if that is not known."""
     if cluster.attached:

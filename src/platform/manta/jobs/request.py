@@ -11,7 +11,7 @@ from manta import storage
 from manta.cluster import record
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.jobs import fits, own_budget, packages, queries, shape
+from manta.jobs import fits, own_budget, packages, queries, reports, shape
 from manta.jobs.model import PRIORITIES, JobRequest, check_id
 from manta.plan.jobs import JobPlan
 from manta.spec import JobSpec
@@ -29,6 +29,14 @@ def me() -> str:
 def actor() -> str:
     """Who acts, for the record of events: user@host."""
     return f"{me()}@{socket.gethostname()}"
+
+
+def placed(spec: JobSpec, plan: JobPlan) -> JobSpec:
+    """The job with its clusters in the order in which it takes them."""
+    if spec.prefer == "order" or not spec.clusters:
+        return spec
+    clusters = own_budget.cheapest_first(spec.clusters, plan.demand)
+    return spec.model_copy(update={"clusters": clusters})
 
 
 def prepare(
@@ -53,11 +61,12 @@ def prepare(
     budget_usd, others = (spec.budget_usd, spec.clusters) if spec else (None, ())
     own_budget.require_enough(budget_usd, plan.timeout_s, plan.demand, {cluster, *others})
     shipped = packages.ship(plan.runtime_env_passthrough, storage_url)
+    report_url = reports.place(storage_url, plan.submission_id)
     return JobRequest(
         id=plan.submission_id,
         name=spec.name if spec else plan.submission_id,
         entrypoint=plan.entrypoint,
-        runtime_env_passthrough=dict(shipped.runtime_env_passthrough),
+        runtime_env_passthrough=reports.with_place(shipped.runtime_env_passthrough, report_url),
         packages=shipped.packages,
         resources=plan.resources,
         metadata=dict(plan.metadata),

@@ -11,9 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from manta import storage
 from manta.errors import InputError
-from manta.jobs import request
+from manta.jobs import reports, request
 from manta.jobs.model import JobRequest, check_id
-from manta.jobs.unchanged import REPORT_VARIABLE
 from manta.plan.jobs import DeployAction, RunPlan, StepPlan
 from manta.spec.expand import OUTPUT
 
@@ -134,7 +133,7 @@ def _renamed(step: StepRequest, storage_url: str, run_id: str) -> StepRequest:
         return step
     url = report_url(storage_url, run_id, step.name)
     runtime_env = dict(step.job.runtime_env_passthrough)
-    runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), REPORT_VARIABLE: url}
+    runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), reports.VARIABLE: url}
     told = {"id": check_id(f"{run_id}-{step.name}"), "runtime_env_passthrough": runtime_env}
     told |= {"name": told["id"], "metadata": {**step.job.metadata, "manta_run": run_id}}
     return step.model_copy(update={"report_url": url, "job": step.job.model_copy(update=told)})

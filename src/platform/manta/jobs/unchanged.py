@@ -14,11 +14,9 @@ from typing import Any
 
 from manta import storage
 from manta.errors import InputError
+from manta.jobs import reports
 from manta.jobs.model import JobRequest
 from manta.workloads import layout
-
-REPORT_VARIABLE = "MANTA_STEP_REPORT"
-"""Names a file of the run; no part of what the step does."""
 
 MESSAGE = "unchanged"
 """Of a step that was taken from an earlier run."""
@@ -36,7 +34,7 @@ def fingerprint(request: JobRequest, before: Mapping[str, str]) -> str:
     """Hash of what the step will do; `before` has the fingerprints of the steps that it needs."""
     runtime_env = dict(request.runtime_env_passthrough)
     variables = dict(runtime_env.pop("env_vars", None) or {})
-    variables.pop(REPORT_VARIABLE, None)
+    variables.pop(reports.VARIABLE, None)  # a file of the run; no part of what the step does
     told = {
         "entrypoint": request.entrypoint,
         "runtime_env": runtime_env,

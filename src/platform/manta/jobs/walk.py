@@ -14,12 +14,10 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
-from manta import storage
 from manta.errors import InputError, MantaError
-from manta.jobs import runs, unchanged
+from manta.jobs import reports, runs, unchanged
 from manta.jobs.lease import Lease
 from manta.jobs.model import JobRequest, JobState
 from manta.jobs.run_request import StepRequest, filled
@@ -171,7 +169,6 @@ class Walker:
         if run.skip_unchanged:
             same = _patiently(lambda: unchanged.find(mark, run.storage_url))
         if same is None:
-            _make_place(asked.report_url)
             return _Result(job=job, mark=mark)
         return _Result(
             end=JobState.SUCCEEDED,
@@ -198,7 +195,7 @@ class Walker:
     def _collect(self, run: Run, step: RunStep, asked: StepRequest) -> _Result:
         """What the step's job has made; kept, so that it need not be done again."""
         assert step.job_id is not None
-        artifacts = _patiently(lambda: _artifacts(asked.report_url))
+        artifacts = _patiently(lambda: reports.read(asked.report_url)).artifacts
         if artifacts:
             try:
                 unchanged.remember(step.mark, step.job_id, artifacts, run.storage_url)
@@ -229,23 +226,6 @@ def _guarded(work: Callable[..., _Result], *arguments: object) -> _Result:
     except Exception as error:
         log.exception("a step of a run")
         return _Result(end=JobState.FAILED, message=f"{type(error).__name__}: {error}")
-
-
-def _make_place(url: str) -> None:
-    """See that a shell script can write its report with `>`."""
-    if url and storage.is_local(url):
-        _, path = storage.filesystem(url)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-
-
-def _artifacts(url: str) -> dict[str, str]:
-    if not url or not storage.exists(url):
-        return {}  # a script of the user's own need not report
-    told = storage.read_json(url)
-    found = told.get("artifacts") if isinstance(told, dict) else None
-    if not isinstance(found, dict):
-        raise InputError(f"{url} has no `artifacts`", 'write {"artifacts": {"NAME": "URL"}} there')
-    return {str(name): str(value) for name, value in found.items()}
 
 
 def _is_alive(run: Run) -> bool:

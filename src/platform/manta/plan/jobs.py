@@ -140,7 +140,7 @@ def _action(
         step.entrypoint,
         submission_id=f"{run_id}-{step.name}",
         working_dir=working_dir,
-        environment={**environment, "MANTA_STEP_REPORT": report_url},
+        environment={**environment, "MANTA_REPORT": report_url},
         metadata={"manta_run": run_id, "manta_step": step.name},
     )
 

@@ -97,6 +97,9 @@ class JobSpec(Work):
     if running until `timeout_s` would cost more."""
     clusters: tuple[Name, ...] = ()
     """Where it may run, best first; empty: where `--cluster` says."""
+    prefer: Literal["order", "price"] = "order"
+    """Whether the first of `clusters` is best, or the one that is cheapest for this job when it is
+    submitted; those without a known price come last."""
     spill_after_s: float = Field(300, ge=0)
     """How long it waits for place on one of them before it goes to another that has some."""
 

@@ -13,6 +13,7 @@ from manta import spec, storage
 from manta.errors import MantaError
 
 Config = TypeVar("Config", bound=spec.Spec)
+_metrics: dict[str, float] = {}
 
 
 def run(
@@ -30,6 +31,11 @@ def run(
     except MantaError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+
+
+def measured(**metrics: float) -> None:
+    """Values that this job found; they are kept with it."""
+    _metrics.update(metrics)
 
 
 def progress(text: str) -> None:
@@ -55,5 +61,5 @@ def _report(artifacts: dict[str, str], duration_s: float) -> None:
     for name, url in artifacts.items():
         progress(f"{name}: {url}")
     progress(f"done in {duration_s:.1f} s")
-    if report := os.environ.get("MANTA_STEP_REPORT"):
-        storage.write_json(report, {"artifacts": artifacts, "duration_s": round(duration_s, 3)})
+    if report := os.environ.get("MANTA_REPORT"):
+        storage.write_json(report, {"artifacts": artifacts, "metrics": _metrics})

@@ -17,7 +17,7 @@ from manta.errors import InputError, MantaError
 from manta.spec import EvaluateConfig
 from manta.workloads import bits, code, layout, session
 from manta.workloads.card import model_card
-from manta.workloads.entry import progress
+from manta.workloads.entry import measured, progress
 
 MIN_BYTES_PER_TASK = 100_000
 """Below this, loading the model costs a task more than scoring."""
@@ -244,5 +244,6 @@ def _write(
         "evaluation.json": (json.dumps(scores, indent=2, sort_keys=True) + "\n").encode(),
         "README.md": model_card(config, seal, evaluation).encode(),
     }
+    measured(bits_per_byte=evaluation.model)
     metrics = {**(seal.get("metrics") or {}), "bits_per_byte": evaluation.model}
     storage.amend(model_url, files, seal, metrics=metrics)

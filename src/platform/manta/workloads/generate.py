@@ -19,7 +19,7 @@ from manta import storage
 from manta.errors import InputError, MantaError
 from manta.spec import GenerateConfig
 from manta.workloads import code, layout, session
-from manta.workloads.entry import progress
+from manta.workloads.entry import measured, progress
 from manta.workloads.prompts import Prompts, Row, Shard, cut, digest, read_prompts
 
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ def _complete(
             _write(folder, shard, done)
         rate = tally.num_tokens / (time.monotonic() - started)
         progress(f"{tally.num_rows} rows done, {rate:.0f} tokens/s since the start")
+    seconds = time.monotonic() - started
+    measured(rows=tally.num_rows, tokens=tally.num_tokens, tokens_per_s=tally.num_tokens / seconds)
     if tally.failed:
         first = min(tally.failed, key=lambda answer: answer.position)
         raise MantaError(

@@ -13,7 +13,7 @@ from manta.spec import ScalingConfig, TrainConfig
 from manta.workloads import checkpoints, history, layout, session
 from manta.workloads import job as jobs
 from manta.workloads.checkpoints import Checkpoint
-from manta.workloads.entry import progress
+from manta.workloads.entry import measured, progress
 from manta.workloads.job import Job
 
 
@@ -31,6 +31,7 @@ def train(config: TrainConfig) -> dict[str, str]:
     else:
         _fit(job, checkpoint)
         _draw(job)
+    measured(**storage.read_seal(job.model_url, "model").get("metrics", {}))
     return {
         "model": job.model_url,
         "run": job.run_url,

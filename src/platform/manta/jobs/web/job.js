@@ -16,23 +16,24 @@ export const concerns = (event, { id }) => event.job_id === id;
 
 export async function load({ id }) {
   const path = `jobs/${encodeURIComponent(id)}`;
-  const [job, why, asked, cost, events] = await Promise.all([
+  const [job, why, asked, report, cost, events] = await Promise.all([
     api.get(path),
     api.get(`${path}/why`),
     api.get(`${path}/request`),
+    api.get(`${path}/report`).catch(() => ({ artifacts: {}, metrics: {} })), // storage may be away
     api.get(`${path}/cost`),
     api.get("events", { job_id: id, limit: 500 }),
   ]);
-  return { job, why: why.why.trim(), asked, cost, events };
+  return { job, why: why.why.trim(), asked, report, cost, events };
 }
 
-export function draw({ job, why, asked, cost, events }, world) {
+export function draw({ job, why, asked, report, cost, events }, world) {
   const now = world.now();
   const attempt = chosen.jobId === job.id && chosen.attempt ? chosen.attempt : job.attempt;
   return [
     h("h1", { class: "id" }, job.id, " ", badge(job.state)),
     why && h("p", { class: "note" }, DONE.has(job.state) ? "" : "It waits: ", why),
-    h("dl", { class: "facts" }, facts(job, asked, cost, now)),
+    h("dl", { class: "facts" }, facts(job, asked, report, cost, now)),
     section("Command", h("pre", {}, job.entrypoint)),
     section("Attempts", attemptsTable(job, now)),
     section(`Log${job.attempt > 1 ? ` of attempt ${attempt}` : ""}`, logBox(job, attempt)),
@@ -41,7 +42,7 @@ export function draw({ job, why, asked, cost, events }, world) {
   ];
 }
 
-function facts(job, asked, cost, now) {
+function facts(job, asked, report, cost, now) {
   const told = {
     name: job.name,
     whose: `${job.user}, team ${job.team}`,
@@ -54,10 +55,12 @@ function facts(job, asked, cost, now) {
     cause: job.cause,
     commit: asked.code_version,
     "sent by": job.origin === "ray" ? "plain ray job submit" : "",
+    ...report.metrics,
+    ...report.artifacts,
   };
   return Object.entries(told)
     .filter(([, value]) => value !== "")
-    .map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)));
+    .map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, typeof value === "number" ? String(Number(value.toPrecision(4))) : value)));
 }
 
 function attemptsTable(job, now) {
