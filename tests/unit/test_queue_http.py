@@ -133,7 +133,7 @@ def test_jobs_why_log_and_events_tell_what_the_commands_tell(
     assert [job["id"] for job in found] == ["a"]
     assert client.get("/api/v1/jobs?states=FAILED", headers=keys["viewer"]).json() == []
     last = client.get("/api/v1/events?job_id=a", headers=keys["viewer"]).json()[-1]
-    assert (last["kind"], last["actor"]) == ("submitted", "key:ann")
+    assert (last["kind"], last["actor"]) == ("submitted", "key:ann@testclient")
 
 
 def test_a_secret_is_nowhere_in_the_database(state: State, tmp_path: Path) -> None:

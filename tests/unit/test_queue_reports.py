@@ -35,6 +35,11 @@ def test_the_same_job_at_another_time_has_a_report_of_its_own() -> None:
     assert reports.url_of(reports.under(mine, "n-1")) == "/mine"
 
 
+def test_variables_that_are_no_map_are_refused() -> None:
+    with pytest.raises(InputError, match="env_vars is no map"):
+        reports.with_place({"env_vars": ["A=1"]}, "/s/report.json")
+
+
 @pytest.mark.parametrize(
     "text", ['["a list"]', '{"artifacts": []}', '{"metrics": 3}', '{"artifacts": {"a": 1']
 )

@@ -34,8 +34,13 @@ def place(storage_url: str, job_id: str) -> str:
 
 
 def with_place(runtime_env: Mapping[str, Any], url: str) -> dict[str, Any]:
-    """The runtime_env with the variable, unless the user has set it."""
+    """The runtime_env with the variable, unless the user has set it.
+
+    Raises InputError if its env_vars are no map.
+    """
     variables = runtime_env.get("env_vars") or {}
+    if not isinstance(variables, Mapping):
+        raise InputError("runtime_env.env_vars is no map", 'write e.g. {"NAME": "value"}')
     return {**runtime_env, "env_vars": {VARIABLE: url, **variables}}
 
 
