@@ -93,6 +93,7 @@ def test_only_workloads_import_heavy_libraries_at_the_top():
 def test_importing_manta_starts_and_loads_nothing_heavy():
     code = (
         "import sys, manta, manta.spec, manta.storage, manta.cluster.local\n"
+        "import manta.jobs.daemon, manta.jobs.http_api, manta.client\n"
         "print([n for n in ('ray', 'torch', 'transformers', 'vllm') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

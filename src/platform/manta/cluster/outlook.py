@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -17,9 +18,11 @@ from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
 from manta.plan.clusters import Cluster, read_cluster
 from manta.plan.demand import Demand, Request, bundle_of
-from manta.plan.nodes import Pending
 from manta.plan.price import quote
 from manta.spec.catalog import Catalog, default_paths, load_catalog
+
+if TYPE_CHECKING:  # it loads Ray, which the controller and every command would pay for
+    from manta.plan.nodes import Pending
 
 NUM_EVENTS = 8
 _DEMAND = re.compile(r"^ (\{.*\}): (\d+)\+? (.+)$")
@@ -91,6 +94,8 @@ def waiting(
     lines: Sequence[str], planned: Cluster | None, catalog: Catalog
 ) -> tuple[Pending, ...]:
     """Pending demands of the autoscaler's report, each with why Ray's scheduler leaves it."""
+    from manta.plan.nodes import Pending
+
     found = []
     for shape, count, what in _matches(_DEMAND, lines):
         bundle = bundle_of({name: float(n) for name, n in _literal(shape).items()})
