@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from manta.errors import InputError, MantaError
 from manta.jobs import logs, queries, runs, unchanged
 from manta.jobs.model import Attempt, Job
 from manta.jobs.runs import Run, RunStep
@@ -15,7 +17,11 @@ from manta.state import State
 
 POLL_S = 0.2
 KEEP_S = 2.0
+PATIENCE_S = 60.0
+AGAIN_S = 1.0
 _ALL = 2**62
+
+log = logging.getLogger(__name__)
 
 
 def follow(
@@ -37,12 +43,13 @@ def follow(
         keep: called every few seconds; sees that a controller is at work.
         after_attempt: logs up to that of this attempt are left out.
     """
-    reading = _Reading(number=after_attempt, offset=_ALL)
+    reading, patience = _Reading(number=after_attempt, offset=_ALL), _Patience()
     for _ in _looks(state, keep):
-        job = queries.get(state, job_id)  # before the log: what was written until then is read
-        reading.go_on(state, job, write, tell)
-        if job.state.done:
-            return job
+        with patience:
+            job = queries.get(state, job_id)  # before the log: what was written until then is read
+            reading.go_on(state, job, write, tell)
+            if job.state.done:
+                return job
     raise AssertionError("unreachable")
 
 
@@ -79,24 +86,26 @@ def follow_run(
     readings: dict[str, _Reading] = {}
     said: dict[str, str] = {}
     ended: set[str] = set()
+    patience = _Patience()
     for _ in _looks(state, keep):
-        run = runs.get(state, run_id)
-        for number, step in enumerate(run.steps, 1):
-            if step.state == runs.WAITING or step.name in ended:
-                continue
-            if step.name not in readings:
-                after = (after_attempts or {}).get(step.job_id or "", 0)
-                readings[step.name] = _Reading(number=after, offset=_ALL)
-                watcher.started(step, number)
-            if step.job_id is None and step.message not in ("", said.get(step.name)):
-                said[step.name] = step.message
-                watcher.log(step, f"{step.message}\n")
-            _read_on(state, step, readings[step.name], watcher)
-            if step.settled or run.done:
-                ended.add(step.name)
-                watcher.ended(step)
-        if run.done:
-            return run
+        with patience:
+            run = runs.get(state, run_id)
+            for number, step in enumerate(run.steps, 1):
+                if step.state == runs.WAITING or step.name in ended:
+                    continue
+                if step.name not in readings:
+                    after = (after_attempts or {}).get(step.job_id or "", 0)
+                    readings[step.name] = _Reading(number=after, offset=_ALL)
+                    watcher.started(step, number)
+                if step.job_id is None and step.message not in ("", said.get(step.name)):
+                    said[step.name] = step.message
+                    watcher.log(step, f"{step.message}\n")
+                _read_on(state, step, readings[step.name], watcher)
+                if step.settled or run.done:
+                    ended.add(step.name)
+                    watcher.ended(step)
+            if run.done:
+                return run
     raise AssertionError("unreachable")
 
 
@@ -112,18 +121,43 @@ def _read_on(state: State, step: RunStep, reading: _Reading, watcher: Watcher) -
     reading.go_on(state, job, write, lambda text: write(f"{text}\n"))
 
 
+class _Patience:
+    """Passes over a database or a controller that is away for a while: the work goes on without.
+
+    Raises what it passed over when that has lasted for PATIENCE_S.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        if error is None:
+            self._since = None
+        if not isinstance(error, MantaError) or isinstance(error, InputError):
+            return False
+        if self._since is None:
+            self._since = time.monotonic()
+            log.warning("%s (waiting)", error)
+        time.sleep(AGAIN_S)
+        return time.monotonic() < self._since + PATIENCE_S
+
+
 def _looks(state: State, keep: Callable[[], object]) -> Iterator[None]:
     """Yields at once and then whenever there may be something new, for ever."""
-    kept_at = time.monotonic()
+    kept_at, patience = time.monotonic(), _Patience()
     while True:
-        if time.monotonic() > kept_at + KEEP_S:
-            keep()
-            kept_at = time.monotonic()
-        mark = state.change_mark()
-        yield
-        deadline = time.monotonic() + POLL_S
-        while time.monotonic() < deadline and state.change_mark() == mark:
-            time.sleep(state.listen_s)
+        with patience:
+            if time.monotonic() > kept_at + KEEP_S:
+                keep()
+                kept_at = time.monotonic()
+            mark = state.change_mark()
+            yield
+            deadline = time.monotonic() + POLL_S
+            while time.monotonic() < deadline and state.change_mark() == mark:
+                time.sleep(state.listen_s)
 
 
 @dataclass
