@@ -20,7 +20,7 @@ from manta.jobs.model import Cause, JobState
 HOUR_S = 3600
 STEPS_S = (HOUR_S, -HOUR_S, 0)
 """How far the clock is ahead after each step, seconds."""
-NUM_JOBS = 4
+NUM_JOBS = 2
 """For each step, besides one that has a short time-out and one that is tried again."""
 CRON_JOB = """
 name: tick

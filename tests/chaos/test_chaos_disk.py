@@ -13,7 +13,7 @@ from terminal import MANTA, Terminal, end_controller, until
 
 from manta.jobs.model import JobState
 
-NUM_JOBS = 8
+NUM_JOBS = 6
 
 
 @pytest.mark.timeout(300)
@@ -28,7 +28,7 @@ def test_a_full_disk_is_one_line_for_each_submission_and_nothing_is_lost(
         until(lambda: arena.count(JobState.RUNNING) >= 2, "some run")
         ballast = tmp_path / "disk" / "ballast"
         num_bytes = _fill(ballast)
-        refused = [_submit(arena, f"never{number}") for number in range(5)]
+        refused = [_submit(arena, f"never{number}") for number in range(3)]
         until(lambda: arena.num_runs() >= arena.count(JobState.STARTING, JobState.RUNNING), "run")
         seen = arena.count(*JobState)
         ballast.unlink()

@@ -13,7 +13,7 @@ from terminal import until
 from manta.cluster import processes
 from manta.jobs.model import JobState
 
-NUM_JOBS = int(os.environ.get("MANTA_CHAOS_HEAD_JOBS", "20"))
+NUM_JOBS = int(os.environ.get("MANTA_CHAOS_HEAD_JOBS", "18"))
 
 
 @pytest.mark.timeout(600)

@@ -15,7 +15,7 @@ from terminal import MANTA, Terminal, end_controller
 
 from manta.jobs import queries
 
-NUM_JOBS = int(os.environ.get("MANTA_CHAOS_STORAGE_JOBS", "6"))
+NUM_JOBS = int(os.environ.get("MANTA_CHAOS_STORAGE_JOBS", "4"))
 SHARE = 0.3
 LOG = "for i in 1 2 3 4; do seq $((i * 100000)) $((i * 100000 + 49999)); sleep 0.3; done; cat mine"
 MAX_TRIES = 40
