@@ -247,6 +247,8 @@ def test_check_leaves_alone_what_may_fit_and_what_is_not_known(tmp_path, monkeyp
         {"accelerator": "A100", "source": "Qwen/Qwen3-30B-A3B"},  # not 40 GiB, but 80
         {"source": "someone/secret-9b"},
         {"max_model_len": "long"},
+        {"max_model_len": 131072, "cpu_offload_gb": 8},
+        {"max_model_len": 131072, "hf_overrides": {"num_hidden_layers": 2}},
     ]:
         rules = {f.rule for f in check.files([serve_file(tmp_path, **arguments)])}
         assert "serve-llm-memory" not in rules, arguments

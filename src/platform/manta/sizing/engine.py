@@ -77,6 +77,9 @@ def engine_of(config: Mapping[str, Any]) -> Engine:
     """
     loading = _mapping(config, "model_loading_config")
     arguments = _mapping(config, "engine_kwargs")
+    for name in ("hf_overrides", "hf_config_path"):
+        if arguments.get(name):
+            raise NotKnown(f"`{name}` makes it another model than its config.json says")
     model_id = str(loading.get("model_id", "?"))
     source = loading.get("model_source") or model_id
     accelerator = config.get("accelerator_type")

@@ -130,6 +130,8 @@ def certainly_too_much(model: Model, engine: Engine, accelerator: Accelerator) -
     Raises NotKnown as `fit` does.
     """
     found = fit(model, engine, accelerator)
+    if engine.not_counted:
+        return 0  # e.g. weights that lie in the memory of the host
     if engine.cache_bytes_are_set:
         return max(0, found.cache.bytes_per_sequence - found.cache_bytes)
     generous = int(accelerator.memory_bytes * engine.gpu_memory_utilization)
