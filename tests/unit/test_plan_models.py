@@ -14,6 +14,7 @@ from manta import check
 from manta.plan.clusters import read_cluster
 from manta.plan.demand import demand_of_app
 from manta.plan.models import plan_models, words
+from manta.serving import models
 from manta.sizing.accelerators import ACCELERATORS
 from manta.sizing.engine import engine_of
 from manta.sizing.fit import fit
@@ -230,6 +231,12 @@ def test_each_worker_of_an_engine_asks_for_its_bundle(tmp_path):
     assert gang.strategy == "STRICT_PACK"
     split = demand_of_app(ROOT / "configs" / "models" / "llama-8b-prefill-decode.yaml")
     assert len(split.gangs) == 2
+
+
+def test_both_engines_of_a_split_application_name_their_model():
+    document = yaml.safe_load((ROOT / "configs/models/llama-8b-prefill-decode.yaml").read_text())
+    (app,) = document["applications"]
+    assert models.sources(app) == ["meta-llama/Llama-3.1-8B-Instruct"] * 2
 
 
 def test_check_finds_with_its_line_what_certainly_does_not_fit(tmp_path, monkeypatch):

@@ -21,10 +21,8 @@ from manta.check.rules import (
 from manta.check.serve import applications
 from manta.spec.guard import GuardConfig, Limits
 from manta.spec.loading import Path_
-from manta.spec.serve import Application
+from manta.spec.serve import SPLIT, Application
 
-SPLIT = ("prefill_config", "decode_config")
-"""LLM configs of an application whose prompts are read and whose answers are written apart."""
 _GROUP_KEYS = frozenset({"bundles", "strategy", "bundle_per_worker"})
 _LLM = {
     "": LLM_KEYS["LLMServingArgs"] | {"guard", *SPLIT},

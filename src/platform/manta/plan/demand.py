@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from manta.check.serve_arguments import SPLIT
 from manta.errors import InputError
 from manta.spec import WORKLOADS, GenerateConfig, JobSpec, TrainConfig, TuneConfig, load, script_of
 from manta.spec.data import PrepareConfig
 from manta.spec.jobs import Resources, Work
 from manta.spec.loading import read
+from manta.spec.serve import SPLIT
 
 Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 Bundle = tuple[tuple[str, float], ...]

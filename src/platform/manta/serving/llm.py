@@ -27,9 +27,9 @@ from manta import storage
 from manta.errors import InputError
 from manta.serving.ingress import guarded_class
 from manta.spec.guard import GuardConfig
+from manta.spec.serve import SPLIT
 from manta.workloads import layout
 
-SPLIT = ("prefill_config", "decode_config")
 _NO_DIRECT_STREAMING = '`runtime_env: {env_vars: {RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING: "0"}}`'
 
 

@@ -10,6 +10,7 @@ from manta import storage
 from manta.errors import InputError
 from manta.serving.config import ServeConfig
 from manta.serving.owner import BUILDER
+from manta.spec.serve import SPLIT
 from manta.workloads import layout
 
 MODELS_VARIABLE = "MANTA_MODEL_CONTENT"
@@ -44,8 +45,9 @@ def sources(app: Mapping[str, Any]) -> list[str]:
     """What an LLM application's models are loaded from: names, addresses, hub ids."""
     if app.get("import_path") != BUILDER:
         return []
-    llm_configs = (app.get("args") or {}).get("llm_configs") or []
-    loadings = [c.get("model_loading_config") or {} for c in llm_configs if isinstance(c, dict)]
+    arguments = app.get("args") or {}
+    configs = [*(arguments.get("llm_configs") or ()), *map(arguments.get, SPLIT)]
+    loadings = [c.get("model_loading_config") or {} for c in configs if isinstance(c, dict)]
     found = [loading.get("model_source", loading.get("model_id")) for loading in loadings]
     return [source for source in found if isinstance(source, str)]
 

@@ -13,6 +13,9 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from manta.spec.loading import Spec
 
+SPLIT = ("prefill_config", "decode_config")
+"""Arguments of an LLM application whose prompts are read and whose answers are written apart."""
+
 
 def _list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
