@@ -54,6 +54,33 @@ def app(args):
 """
 
 
+GUARDED = """
+from fastapi import FastAPI, HTTPException
+from ray import serve
+from manta import storage
+from manta.serving.ingress import guarded_class
+from manta.spec.guard import GuardConfig
+
+api = FastAPI()
+
+class Model:
+    def __init__(self, args):
+        self.num, self.args = 0, args
+
+    @api.post("/v1/completions")
+    def answer(self):
+        self.num += 1
+        if self.args.get("fail_every") and self.num % self.args["fail_every"] == 0:
+            raise HTTPException(500)
+        return {"choices": [{"text": self.args["text"]}]}
+
+def app(args):
+    config = GuardConfig(keys="none")
+    ingress = serve.ingress(api)(guarded_class(Model, config, storage.root()))
+    return serve.deployment(ingress, ray_actor_options={"num_cpus": 0.1}).bind(args)
+"""
+
+
 @dataclass(frozen=True)
 class Lab:
     """A cluster, and a folder to write files into."""
@@ -108,6 +135,7 @@ class Lab:
 def lab() -> Iterator[Lab]:
     folder = Path(tempfile.mkdtemp(prefix="m-", dir="/tmp"))
     (folder / "tiny.py").write_text(TINY)
+    (folder / "guarded.py").write_text(GUARDED)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MANTA_"))},
         "MANTA_HOME": str(folder / "home"),
@@ -239,6 +267,32 @@ def test_a_second_deploy_is_told_who_is_at_work_and_a_killed_one_blocks_nobody(l
     assert lab.outcomes("d") == ["deploy unfinished", "deploy healthy"]
 
 
+def test_a_version_that_fails_more_requests_than_the_one_before_goes_back(lab: Lab) -> None:
+    def guarded(**args: object) -> dict[str, Any]:
+        return {**tiny("g", **args), "import_path": "guarded:app"}
+
+    options = ("--observe-s", "20")
+    lab.deploy(guarded(text="old"))
+    done = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(timeout=30) as client:
+            while not done.wait(0.02):
+                client.post(f"{lab.url('g')}/v1/completions", json={"prompt": "x"})
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        output = lab.deploy(guarded(text="new", fail_every=5), options=options, ok=1)
+    finally:
+        done.set()
+        asking.join()
+    assert "`g` is worse than before" in output
+    assert "before, 0.0% did" in output
+    assert "went back: `g` runs as before" in output
+    assert '"old"' in httpx.post(f"{lab.url('g')}/v1/completions", json={"prompt": "x"}).text
+
+
 def test_without_rollback_a_failed_version_stays_and_what_serve_deploy_made_is_kept_as_one(
     lab: Lab,
 ) -> None:
@@ -249,7 +303,7 @@ def test_without_rollback_a_failed_version_stays_and_what_serve_deploy_made_is_k
     environment = lab.environment | lab.record.client_environment()
     subprocess.run([serve, "deploy", str(path)], env=environment, check=True, timeout=120)
     deadline = time.monotonic() + 60
-    while lab.statuses() != {"f": "RUNNING"}:
+    while lab.statuses() != {"f": "RUNNING"}:  # plain `serve deploy` deletes all others
         assert time.monotonic() < deadline, lab("apps")
         time.sleep(0.5)
     output = lab.deploy(tiny("f", error="no f"), options=("--no-rollback",), ok=1)

@@ -13,7 +13,7 @@ from test_deploy_plan import CLUSTER, app, llm, running, train, wanted
 from manta import storage
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.serving import history, lock, models, places, surge
+from manta.serving import history, lock, models, places, surge, vitals
 from manta.serving.plan import App, Deployment, ServeState, plan_deploy, plan_restore
 
 
@@ -222,6 +222,54 @@ def test_a_version_that_cannot_run_is_refused_with_those_that_can(tmp_path):
     versions = history.read(cluster(tmp_path), "a")
     with pytest.raises(InputError, match="no version 2; known: 1"):
         history.numbered(versions, 2)
+
+
+# --- vitals ----------------------------------------------------------------------------------
+
+
+def fare(root, replica, requests, errors=0, seconds=0.1):
+    writer = vitals.VitalsWriter(str(root), replica)
+    for number in range(requests):
+        writer.add(number < errors, seconds)
+    writer.flush()
+
+
+def test_counts_of_replicas_add_up_and_one_without_any_counts_nothing(tmp_path):
+    fare(tmp_path, "r1", 100, errors=4, seconds=0.1)
+    fare(tmp_path, "r2", 100, seconds=0.4)
+    both = vitals.read(str(tmp_path), ["r1", "r2", "r3"])
+    assert (both.num_requests, both.error_rate) == (200, 0.02)
+    assert 0.4 <= both.p95_s < 0.48
+    assert 0.1 <= vitals.read(str(tmp_path), ["r1"]).p95_s < 0.12
+
+
+@pytest.mark.parametrize(
+    ("requests", "errors", "seconds", "fault"),
+    [
+        (100, 0, 0.1, None),
+        (100, 2, 0.1, None),  # two of a hundred more is what may be
+        (100, 5, 0.1, "5 of 100 requests fail (5.0%); before, 1.0% did"),
+        (10, 10, 0.1, None),  # too few to tell
+        (100, 0, 0.3, "(p95); before, after 0.1"),
+        (40, 0, 9, None),
+    ],
+)
+def test_a_version_is_worse_if_more_fails_or_it_is_slower_than_the_one_before(
+    tmp_path, requests, errors, seconds, fault
+):
+    fare(tmp_path, "old", 100, errors=1, seconds=0.1)
+    fare(tmp_path, "new", requests, errors, seconds)
+    old, new = (vitals.read(str(tmp_path), [name]) for name in ("old", "new"))
+    found = vitals.worse(old, new, max_error_rate=0.02, max_latency_ratio=1.5)
+    assert (found is None) == (fault is None)
+    assert (fault or "") in (found or "")
+
+
+def test_a_first_version_is_held_to_the_error_rate_alone(tmp_path):
+    fare(tmp_path, "new", 100, errors=5, seconds=9)
+    new = vitals.read(str(tmp_path), ["new"])
+    assert "before, 0.0% did" in vitals.worse(vitals.Vitals(), new, 0.02, 1.5)
+    assert vitals.worse(vitals.Vitals(), new, 0.1, 1.5) is None
 
 
 # --- surge and restore -----------------------------------------------------------------------

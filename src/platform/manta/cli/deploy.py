@@ -21,7 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def safety_options(command: Command) -> Command:
     """The options that `deploy` and `rollback` share."""
-    for option in (
+    options = (
         click.option(
             "--timeout-s",
             type=click.FloatRange(min=0, min_open=True),
@@ -42,7 +42,29 @@ def safety_options(command: Command) -> Command:
             metavar="PROBES.jsonl",
             help="Ask a candidate these questions first; go on only if it answers as they say.",
         ),
-    ):
+        click.option(
+            "--observe-s",
+            type=click.FloatRange(min=0),
+            default=0.0,
+            show_default=True,
+            help="Compare it with the version before for so long, once users ask it.",
+        ),
+        click.option(
+            "--max-error-rate",
+            type=click.FloatRange(0, 1),
+            default=0.01,
+            show_default=True,
+            help="With --observe-s: share of requests by which more may fail than before.",
+        ),
+        click.option(
+            "--max-latency-ratio",
+            type=click.FloatRange(min=1),
+            default=1.5,
+            show_default=True,
+            help="With --observe-s: p95 of the time to the first byte, new over old.",
+        ),
+    )
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -53,23 +75,14 @@ def safety_options(command: Command) -> Command:
 @output.cluster_option
 @output.dry_run_option
 @output.json_option
-def command(
-    file: str,
-    timeout_s: float,
-    no_rollback: bool,
-    interrupt: bool,
-    check: str | None,
-    cluster: str,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def command(file: str, cluster: str, dry_run: bool, as_json: bool, **safety: Any) -> None:
     """Deploy the applications of SERVE.yaml, a native Ray Serve config, and wait for them.
 
     Applications that the file does not name stay as they are. If one of the file does not become
     healthy, what ran before is restored.
     """
-    options = options_of(timeout_s, no_rollback, interrupt, check)
-    plan = _plan(file, cluster, interrupt) if dry_run else _execute(file, cluster, options)
+    options = options_of(**safety)
+    plan = _plan(file, cluster, options.interrupt) if dry_run else _execute(file, cluster, options)
     if as_json:
         facts = asdict(plan)
         del facts["body_passthrough"]  # may hold secrets of other applications
@@ -78,17 +91,13 @@ def command(
         _print(plan)
 
 
-def options_of(timeout_s: float, no_rollback: bool, interrupt: bool, check: str | None) -> Options:
+def options_of(*, no_rollback: bool, check: str | None, **others: Any) -> Options:
     """The shared options as a value. Raises InputError if the file of the check does not hold."""
     from manta.serving.rollout import Options
     from manta.spec.probes import read_probes
 
-    return Options(
-        timeout_s=timeout_s,
-        go_back=not no_rollback,
-        interrupt=interrupt,
-        probes=read_probes(check) if check else (),
-    )
+    probes = read_probes(check) if check else ()
+    return Options(go_back=not no_rollback, probes=probes, **others)
 
 
 def _plan(file: str, cluster: str, interrupt: bool) -> DeployPlan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 import yaml
 
@@ -18,15 +20,7 @@ from manta.cluster import record
 @output.dry_run_option
 @output.json_option
 def command(
-    app: str,
-    to: int | None,
-    timeout_s: float,
-    no_rollback: bool,
-    interrupt: bool,
-    check: str | None,
-    cluster: str,
-    dry_run: bool,
-    as_json: bool,
+    app: str, to: int | None, cluster: str, dry_run: bool, as_json: bool, **safety: Any
 ) -> None:
     """Go back to the last healthy version of APP before the one that runs, or to VERSION.
 
@@ -43,7 +37,7 @@ def command(
             yaml.safe_dump(dict(chosen.config_passthrough or {}), sort_keys=False), nl=False
         )
         return
-    options = options_of(timeout_s, no_rollback, interrupt, check)
+    options = options_of(**safety)
     try:
         chosen = rollout.roll_back(target, app, to, output.say, options)
     except KeyboardInterrupt:

@@ -30,6 +30,7 @@ from manta.serving.openai_errors import (
 )
 from manta.serving.question import Question
 from manta.serving.usage import Ledger
+from manta.serving.vitals import VitalsWriter
 from manta.spec.guard import GuardConfig, Limits
 
 Receive = Callable[[], Awaitable[Message]]
@@ -51,13 +52,20 @@ class Guard:
     """Lets a request through to `app` if its key, its size and its limits allow it."""
 
     def __init__(
-        self, app: App, config: GuardConfig, table: KeyTable, limiter: Limiter, ledger: Ledger
+        self,
+        app: App,
+        config: GuardConfig,
+        table: KeyTable,
+        limiter: Limiter,
+        ledger: Ledger,
+        vitals: VitalsWriter | None = None,
     ) -> None:
         self.app = app
         self._config = config
         self._table = table
         self._limiter = limiter
         self._ledger = ledger
+        self._vitals = vitals
         self._in_flight = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._first_look: asyncio.Task[None] | None = None
@@ -123,6 +131,8 @@ class Guard:
     def _flush(self) -> None:
         try:
             self._ledger.flush()
+            if self._vitals:
+                self._vitals.flush()
         except Exception as error:  # whatever a storage client raises: serving must go on
             logger.warning("use cannot be written, will try again: %s", error)
 
@@ -203,9 +213,16 @@ class Guard:
     async def _metered(
         self, key: Key | None, asked: Question, scope: Scope, receive: Receive, meter: Meter
     ) -> None:
+        failed = False
         try:
             await self._answer(_inner(scope, asked.body), asked.body, receive, meter)
+        except Exception:  # not CancelledError: that client went away
+            failed = True
+            raise
         finally:
+            if scope["method"] not in BODYLESS and self._vitals and (failed or meter.ended):
+                failed = failed or (meter.status or 0) >= 500
+                self._vitals.add(failed, meter.first_byte_s)
             if key is not None and scope["method"] not in BODYLESS:
                 # Not by whatever name a client makes up: those that were not served share one.
                 served = meter.status is not None and meter.status < 400

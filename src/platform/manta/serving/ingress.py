@@ -9,6 +9,7 @@ from manta.serving.guard import Guard
 from manta.serving.key_store import KeyTable
 from manta.serving.limiter import SharedLimiter
 from manta.serving.usage import Ledger
+from manta.serving.vitals import VitalsWriter
 from manta.spec.guard import GuardConfig
 
 
@@ -23,9 +24,12 @@ class Guarded:
     guard_root: str
 
     def _set_asgi_app(self, app: Any) -> None:
+        from ray import serve
+
         config, root = self.guard_config, self.guard_root
         limiter = SharedLimiter(uuid.uuid4().hex, root)
-        guard = Guard(app, config, KeyTable(root), limiter, Ledger(root, config.prices))
+        vitals = VitalsWriter(root, serve.get_replica_context().replica_tag)
+        guard = Guard(app, config, KeyTable(root), limiter, Ledger(root, config.prices), vitals)
         super()._set_asgi_app(guard)  # type: ignore[misc]
 
     async def check_health(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 from manta.serving.openai_errors import Message, Send
@@ -30,6 +31,9 @@ class Meter:
         self.status: int | None = None
         """HTTP status; None before the answer has begun."""
         self.ended = False
+        self._started = time.monotonic()
+        self.first_byte_s: float | None = None
+        """From here to the first byte of the answer's body; None before it."""
 
     async def send(self, message: Message) -> None:
         """What the application calls in place of the server's own `send`."""
@@ -39,6 +43,8 @@ class Meter:
             self._is_stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
         elif message["type"] == "http.response.body":
             self.ended = not message.get("more_body", False)
+            if self.first_byte_s is None and message.get("body"):
+                self.first_byte_s = time.monotonic() - self._started
             message = self._read(message)
         await self._send(message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from manta.check import secrets
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.serving import deploy, history, lock, models, owner, surge
+from manta.serving import deploy, history, lock, models, owner, surge, vitals
 from manta.serving.config import ServeConfig
 from manta.serving.deploy import NotHealthy, Say
 from manta.serving.history import Action, Version
@@ -25,9 +26,13 @@ from manta.serving.plan import (
     plan_undeploy,
 )
 from manta.serving.probe import Endpoint, failures
+from manta.serving.vitals import Vitals
 from manta.spec.probes import Probe
 
 GONE_TIMEOUT_S = 120.0
+OBSERVE_EACH_S = 2.0
+
+_Vitals = dict[str, Vitals]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,12 @@ class Options:
     """Old replicas may stop before new ones are ready: for a cluster without room for both."""
     probes: tuple[Probe, ...] = ()
     """Asked of a candidate before anything that runs is touched."""
+    observe_s: float = 0
+    """How long the new version is compared with the old one under the users' own requests."""
+    max_error_rate: float = 0.01
+    """Share of requests by which more may fail than did before."""
+    max_latency_ratio: float = 1.5
+    """Of the 95th percentiles of the time to the first byte, new over old."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,13 +194,15 @@ def _carry_out(change: _Change, wanted: ServeConfig, action: Action, of: int | N
         )
         for name in change.names
     ]
+    old = _vitals(change, change.before)
     with _noted(cluster, versions, say):
-        if change.options.probes:
-            _check_candidates(change, [apps[name] for name in change.names])
+        if change.options.probes and change.names:
+            _check_candidates(change, [apps[name] for name in change.names], versions)
         try:
             change.lock.check()
             deploy.send(cluster, change.plan.body_passthrough)
             deploy.wait_healthy(cluster, change.plan.names, say, change.options.timeout_s)
+            _observe(change, old)
         except LockLost:
             raise
         except MantaError as error:
@@ -199,7 +212,9 @@ def _carry_out(change: _Change, wanted: ServeConfig, action: Action, of: int | N
     say(f"running at {change.plan.url}: {numbers}")
 
 
-def _check_candidates(change: _Change, apps: Sequence[Mapping[str, Any]]) -> None:
+def _check_candidates(
+    change: _Change, apps: Sequence[Mapping[str, Any]], versions: Sequence[Version]
+) -> None:
     """Run the new versions beside the old ones, ask them, and remove them again.
 
     Raises:
@@ -216,6 +231,7 @@ def _check_candidates(change: _Change, apps: Sequence[Mapping[str, Any]]) -> Non
         for name, app in names.items():
             _ask(change, name, app)
     except NotHealthy as error:
+        _end(cluster, versions, say, "failed", error.short, untouched)
         raise NotHealthy(f"{error.what}\n{untouched}", error.short, error.fix) from error
     finally:
         change.lock.check()
@@ -233,6 +249,38 @@ def _ask(change: _Change, name: str, app: Mapping[str, Any]) -> None:
         what = f"`{name}` fails {len(faults)} of {len(probes)} checks"
         raise NotHealthy(f"{what}{told}", f"{what}: {faults[0]}")
     change.say(f"`{name}` passes {len(probes)} checks")
+
+
+def _vitals(change: _Change, state: ServeState, but: ServeState | None = None) -> _Vitals:
+    """By application, how its replicas of `state` fare that `but` does not have."""
+    found: dict[str, Vitals] = {}
+    for name in change.names if change.options.observe_s else ():
+        app, other = state.app(name), but.app(name) if but else None
+        ids = (app.replicas if app else frozenset()) - (other.replicas if other else frozenset())
+        found[name] = vitals.read(change.cluster.storage_url, ids)
+    return found
+
+
+def _observe(change: _Change, old: _Vitals) -> None:
+    """Watch the new versions for a time. Raises NotHealthy if one is worse than the old."""
+    options, new = change.options, _Vitals()
+    deadline = time.monotonic() + options.observe_s
+    if change.names and options.observe_s:
+        change.say(f"watching for {options.observe_s:g} s")
+    while change.names and time.monotonic() < deadline:
+        time.sleep(min(OBSERVE_EACH_S, max(0.0, deadline - time.monotonic())))
+        current = deploy.wait_healthy(
+            change.cluster, change.names, lambda _: None, options.timeout_s
+        )
+        new = _vitals(change, current, but=change.before)
+        for name, fare in new.items():
+            limits = options.max_error_rate, options.max_latency_ratio
+            if fault := vitals.worse(old[name], fare, *limits):
+                what = f"`{name}` is worse than before: {fault}"
+                raise NotHealthy(what, what)
+    for name, fare in new.items():
+        errors = f"{fare.num_errors} of {fare.num_requests} requests failed"
+        change.say(f"`{name}`: {errors}, first byte after {fare.p95_s:.2f} s (p95)")
 
 
 def _undone(change: _Change, versions: Sequence[Version], error: MantaError) -> MantaError:
