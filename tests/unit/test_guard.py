@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from manta.serving import key_store, keys, usage
+from manta.serving import key_store, keys, usage, vitals
 from manta.serving.guard import Guard
 from manta.serving.ingress import guarded_class
 from manta.serving.keys import Role
@@ -101,6 +101,7 @@ class Lab:
                 key_store.KeyTable(self.root),
                 LocalLimiter(f"replica-{number}", self.counter),
                 usage.Ledger(self.root, {}),
+                vitals.VitalsWriter(self.root, f"replica-{number}"),
             )
             for number in range(num_replicas)
         ]
@@ -421,6 +422,31 @@ def test_an_answer_that_takes_too_long_ends_with_an_error(tmp_path: Path, stream
             assert answer.status_code == (200 if stream else 504)
             assert '"code": "timeout"' in answer.text
             assert here.engine.num_running == 0
+
+    asyncio.run(check())
+
+
+def test_vitals_count_what_was_answered_and_what_failed_but_not_who_went_away(
+    tmp_path: Path,
+) -> None:
+    async def check() -> None:
+        async with lab(tmp_path, request_timeout_s=0.3) as here:
+            client = here.client(here.key())
+            for _ in range(3):
+                assert (await client.post(CHAT, json=ask())).status_code == 200
+            assert (await client.post("/none", json=ask())).status_code == 403
+            here.engine.hold.clear()
+            await client.post(CHAT, json=ask())  # 504
+            await client.post(CHAT, json=ask(stream=True))  # cut
+            gone = asyncio.create_task(client.post(CHAT, json=ask()))
+            while not here.engine.num_running:
+                await asyncio.sleep(0.01)
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+            await here.guards[0].stop()
+            found = vitals.read(str(tmp_path), ["replica-0"])
+            assert (found.num_requests, found.num_errors) == (5, 2)
+            assert found.num_latencies == 3
 
     asyncio.run(check())
 

@@ -221,7 +221,7 @@ class Guard:
             raise
         finally:
             if scope["method"] not in BODYLESS and self._vitals and (failed or meter.ended):
-                failed = failed or (meter.status or 0) >= 500
+                failed = failed or meter.cut or (meter.status or 0) >= 500
                 self._vitals.add(failed, meter.first_byte_s)
             if key is not None and scope["method"] not in BODYLESS:
                 # Not by whatever name a client makes up: those that were not served share one.
@@ -240,6 +240,7 @@ class Guard:
             if meter.status is None:
                 raise late from None
             if not meter.ended:  # half an answer must not look like a whole one
+                meter.cut = True
                 last = b"data: " + late.body() + b"\n\n"
                 await meter.send({"type": "http.response.body", "body": last})
 

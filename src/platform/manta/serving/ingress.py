@@ -24,11 +24,10 @@ class Guarded:
     guard_root: str
 
     def _set_asgi_app(self, app: Any) -> None:
-        from ray import serve
-
         config, root = self.guard_config, self.guard_root
         limiter = SharedLimiter(uuid.uuid4().hex, root)
-        vitals = VitalsWriter(root, serve.get_replica_context().replica_tag)
+        replica_id = _replica_id()
+        vitals = VitalsWriter(root, replica_id) if replica_id else None
         guard = Guard(app, config, KeyTable(root), limiter, Ledger(root, config.prices), vitals)
         super()._set_asgi_app(guard)  # type: ignore[misc]
 
@@ -38,6 +37,17 @@ class Guarded:
             raise RuntimeError("the guard is not in front of the application")
         if own := getattr(super(), "check_health", None):
             await own()
+
+
+def _replica_id() -> str | None:
+    """Serve's id of the replica that this process is; None outside of Serve."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        return str(serve.get_replica_context().replica_tag)
+    except RayServeException:
+        return None
 
 
 def guarded_class(base: type, config: GuardConfig, root: str) -> type:

@@ -31,6 +31,8 @@ class Meter:
         self.status: int | None = None
         """HTTP status; None before the answer has begun."""
         self.ended = False
+        self.cut = False
+        """Set by whoever ends an answer before its end."""
         self._started = time.monotonic()
         self.first_byte_s: float | None = None
         """From here to the first byte of the answer's body; None before it."""
