@@ -315,6 +315,15 @@ def test_what_a_deploy_added_does_not_make_the_same_file_a_change():
     assert plan_deploy(running(sent), wanted(other), **CLUSTER).changed == ("a",)
 
 
+def test_a_file_that_leaves_name_and_route_to_serve_is_found_again_in_history(tmp_path):
+    entry = {"import_path": "m:app", "args": {"x": 1}}
+    plan = plan_deploy(ServeState(), wanted(entry), **CLUSTER)
+    config = plan.apps_passthrough["default"]
+    history.begin(cluster(tmp_path), "default", "deploy", config)
+    (sent,) = plan.body_passthrough["applications"]
+    assert history.find(sent, history.read(cluster(tmp_path), "default")).number == 1
+
+
 def test_an_unchanged_application_is_sent_as_it_runs_and_a_rescaled_one_names_no_other():
     entry = app("a", deployments=[{"name": "One", "num_replicas": 1}])
     now = ServeState(apps=(runs("a", "One", "Two", deployments=entry["deployments"]),))

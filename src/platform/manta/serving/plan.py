@@ -91,6 +91,12 @@ class DeployPlan:
         """Applications of the file."""
         return (*self.added, *self.changed, *self.unchanged)
 
+    @property
+    def apps_passthrough(self) -> dict[str, dict[str, Any]]:
+        """Entries of the file's applications by name, with Serve's defaults for name and route."""
+        sent = {app["name"]: app for app in self.body_passthrough["applications"]}
+        return {name: without_surge(sent[name]) for name in self.names}
+
     def serve_command(self) -> str:
         """The plain command that this plan stands for."""
         command = shlex.join(["serve", "deploy", self.file])

@@ -94,7 +94,7 @@ def deploy_file(
         change = _Change(
             cluster=cluster, lock=held, before=before, plan=plan, options=options, say=say
         )
-        _carry_out(change, wanted, "deploy", None)
+        _carry_out(change, "deploy", None)
     return plan
 
 
@@ -151,7 +151,7 @@ def roll_back(
             cluster=cluster, lock=held, before=before, plan=plan, options=options, say=say
         )
         say(f"going back to version {chosen.number} of `{app}`")
-        _carry_out(change, wanted, "rollback", chosen.number)
+        _carry_out(change, "rollback", chosen.number)
     return chosen
 
 
@@ -174,9 +174,9 @@ def undeploy(cluster: ClusterRecord, name: str, say: Say) -> None:
         _end(cluster, [version], say, "removed")
 
 
-def _carry_out(change: _Change, wanted: ServeConfig, action: Action, of: int | None) -> None:
+def _carry_out(change: _Change, action: Action, of: int | None) -> None:
     cluster, say = change.cluster, change.say
-    apps = {str(app.get("name", "default")): app for app in wanted.applications_passthrough}
+    apps = change.plan.apps_passthrough
     _warn_of_secrets(apps, say)
     for name in change.names:
         models.verify(apps[name], cluster.storage_url)
@@ -188,7 +188,7 @@ def _carry_out(change: _Change, wanted: ServeConfig, action: Action, of: int | N
             name,
             action,
             apps[name],
-            file=wanted.file,
+            file=change.plan.file,
             replaced=_running_version(cluster, change.before, name),
             of=of,
         )
@@ -221,7 +221,7 @@ def _check_candidates(
         MantaError: one is not healthy or answers otherwise than it must. What ran was not touched.
     """
     cluster, say = change.cluster, change.say
-    names = {str(app.get("name", "default")): app for app in apps}
+    names = {str(app["name"]): app for app in apps}
     candidates = [f"{name}{CANDIDATE}" for name in names]
     untouched = "nothing that runs was touched"
     change.lock.check()
