@@ -26,7 +26,7 @@ import yaml
 from manta import storage
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
-from manta.serving import history, lock
+from manta.serving import history, lock, places
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -127,7 +127,7 @@ class Lab:
     def outcomes(self, name: str) -> list[str]:
         return [
             f"{v.action} {v.outcome.state}" if v.outcome else f"{v.action} unfinished"
-            for v in history.read(self.record, name)
+            for v in history.read(places.home(self.record), name)
         ]
 
 
@@ -253,7 +253,7 @@ def test_a_second_deploy_is_told_who_is_at_work_and_a_killed_one_blocks_nobody(l
     file = lab.file(tiny("d", text="first", init_s=600))
     first = lab.start("deploy", file)
     deadline = time.monotonic() + 60
-    while "d" not in history.apps(lab.record):
+    while "d" not in history.apps(places.home(lab.record)):
         assert time.monotonic() < deadline, "the first deploy does not begin"
         time.sleep(0.1)
     refused = lab.deploy(tiny("e", text="second"), ok=1)

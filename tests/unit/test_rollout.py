@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from test_deploy_plan import CLUSTER, app, llm, running, train, wanted
 
 from manta import storage
+from manta.cli.main import cli
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
 from manta.serving import history, lock, models, places, surge, vitals
@@ -163,7 +165,7 @@ def test_history_tells_who_changed_what_over_what_and_what_came_of_it(tmp_path):
     note(tmp_path, "a", args={"x": 1})
     note(tmp_path, "a", "failed", args={"x": 2})
     note(tmp_path, "a", None, args={"x": 3})
-    found = history.read(cluster(tmp_path), "a")
+    found = history.read(places.home(cluster(tmp_path)), "a")
     assert [v.number for v in found] == [1, 2, 3]
     assert [v.outcome and v.outcome.state for v in found] == ["healthy", "failed", None]
     assert found[1].outcome.why == "why not"
@@ -175,8 +177,18 @@ def test_history_tells_who_changed_what_over_what_and_what_came_of_it(tmp_path):
 def test_a_name_with_a_slash_has_a_history_of_its_own(tmp_path):
     note(tmp_path, "team/a")
     note(tmp_path, "team")
-    assert history.apps(cluster(tmp_path)) == ("team", "team/a")
-    assert [v.app for v in history.read(cluster(tmp_path), "team/a")] == ["team/a"]
+    assert history.apps(places.home(cluster(tmp_path))) == ("team", "team/a")
+    assert [v.app for v in history.read(places.home(cluster(tmp_path)), "team/a")] == ["team/a"]
+
+
+def test_the_history_of_a_cluster_that_is_gone_is_still_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MANTA_STORAGE", str(tmp_path))
+    note(tmp_path, "a", "failed")
+    told = CliRunner().invoke(cli, ["apps", "history"])
+    assert told.exit_code == 0
+    assert "deploy a.yaml" in told.output
+    assert "failed: why not" in told.output
 
 
 def test_a_secret_is_not_in_the_storage_and_comes_from_what_runs(tmp_path):
@@ -194,7 +206,7 @@ def test_the_running_version_is_found_though_its_secrets_and_surge_are_not_kept(
     note(tmp_path, "a", args={"x": 1})
     note(tmp_path, "a", runtime_env=secret)
     runs = surge.with_surge(app("a", runtime_env=secret), ["D"])
-    assert history.find(runs, history.read(cluster(tmp_path), "a")).number == 2
+    assert history.find(runs, history.read(places.home(cluster(tmp_path)), "a")).number == 2
 
 
 def test_going_back_skips_failed_unfinished_and_equal_versions(tmp_path):
@@ -203,7 +215,7 @@ def test_going_back_skips_failed_unfinished_and_equal_versions(tmp_path):
     note(tmp_path, "a", "failed", args={"x": 3})
     note(tmp_path, "a", None, args={"x": 4})
     note(tmp_path, "a", args={"x": 2})
-    versions = history.read(cluster(tmp_path), "a")
+    versions = history.read(places.home(cluster(tmp_path)), "a")
     assert history.before(versions, versions[-1]).number == 1
     assert history.before(versions, versions[2]).number == 2
     with pytest.raises(InputError, match="no healthy version before"):
@@ -213,13 +225,13 @@ def test_going_back_skips_failed_unfinished_and_equal_versions(tmp_path):
 def test_an_undeployed_application_goes_back_to_its_last_healthy_version(tmp_path):
     note(tmp_path, "a")
     note(tmp_path, "a", "removed", "undeploy")
-    assert history.before(history.read(cluster(tmp_path), "a"), None).number == 1
+    assert history.before(history.read(places.home(cluster(tmp_path)), "a"), None).number == 1
 
 
 def test_a_version_that_cannot_run_is_refused_with_those_that_can(tmp_path):
     note(tmp_path, "a")
     note(tmp_path, "a", "removed", "undeploy")
-    versions = history.read(cluster(tmp_path), "a")
+    versions = history.read(places.home(cluster(tmp_path)), "a")
     with pytest.raises(InputError, match="no version 2; known: 1"):
         history.numbered(versions, 2)
 
@@ -321,7 +333,7 @@ def test_a_file_that_leaves_name_and_route_to_serve_is_found_again_in_history(tm
     config = plan.apps_passthrough["default"]
     history.begin(cluster(tmp_path), "default", "deploy", config)
     (sent,) = plan.body_passthrough["applications"]
-    assert history.find(sent, history.read(cluster(tmp_path), "default")).number == 1
+    assert history.find(sent, history.read(places.home(cluster(tmp_path)), "default")).number == 1
 
 
 def test_an_unchanged_application_is_sent_as_it_runs_and_a_rescaled_one_names_no_other():

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from manta import storage
 from manta.cli import output
 from manta.cluster import record
+from manta.errors import InputError
 
 if TYPE_CHECKING:
     from manta.serving.history import Outcome, Version
@@ -54,9 +56,9 @@ def history_(app: str | None, limit: int, cluster: str, as_json: bool) -> None:
     """List every deploy, rollback and undeploy of APP, or of all applications; newest last."""
     from manta.serving import history
 
-    target = record.load(cluster)
-    names = (app,) if app else history.apps(target)
-    found = [version for name in names for version in history.read(target, name)]
+    home = _home(cluster)
+    names = (app,) if app else history.apps(home)
+    found = [version for name in names for version in history.read(home, name)]
     newest = sorted(found, key=lambda version: version.at)[-limit:]
     if as_json:
         output.print_json([asdict(version) for version in newest])
@@ -65,6 +67,15 @@ def history_(app: str | None, limit: int, cluster: str, as_json: bool) -> None:
         output.print_table(columns, [_version_row(version) for version in newest])
     else:
         output.say(f"no history of `{app}`" if app else "no history yet")
+
+
+def _home(cluster: str) -> str:
+    from manta.serving import places
+
+    try:
+        return places.home(record.load(cluster))
+    except InputError:  # it is gone; what it ran is still known
+        return places.home_of_gone(cluster, storage.root())
 
 
 def _version_row(version: Version) -> tuple[object, ...]:

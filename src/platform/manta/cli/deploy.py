@@ -125,11 +125,7 @@ def _execute(file: str, cluster: str, options: Options) -> DeployPlan:
 
     target = record.find(cluster)
     target.use()
-    try:
-        plan = rollout.deploy_file(target, file, output.say, options)
-    except KeyboardInterrupt:
-        output.say("\nThe deploy goes on, and nobody will undo it. Watch it: manta apps")
-        raise
+    plan = rollout.deploy_file(target, file, output.say, options)
     watch.note("deployed", f"{', '.join(plan.names)} of {file}", cluster)
     return plan
 

@@ -37,12 +37,7 @@ def command(
             yaml.safe_dump(dict(chosen.config_passthrough or {}), sort_keys=False), nl=False
         )
         return
-    options = options_of(**safety)
-    try:
-        chosen = rollout.roll_back(target, app, to, output.say, options)
-    except KeyboardInterrupt:
-        output.say("\nThe rollback goes on, and nobody will undo it. Watch it: manta apps")
-        raise
+    chosen = rollout.roll_back(target, app, to, output.say, options_of(**safety))
     watch.note("rolled back", f"{app} to version {chosen.number}", cluster)
     if as_json:
         output.print_json({"app": app, "version": chosen.number})

@@ -21,6 +21,8 @@ POLL_S = 0.5
 KEPT_OPTIONS = ("proxy_location", "target_capacity")
 """Top-level options that a deploy without them would reset."""
 LOG_LINES = 15
+SILENCE_S = 60.0
+"""How long a dashboard that does not answer is asked again."""
 
 Say = Callable[[str], None]
 
@@ -79,7 +81,7 @@ def wait_healthy(
     seen: dict[str, App] = {}
     said = ""
     while True:
-        current = state(cluster)
+        current = _patient_state(cluster)
         apps = [app for name in names if (app := current.app(name)) is not None]
         seen |= {app.name: _with_logs(app, seen.get(app.name)) for app in apps}
         if (text := "; ".join(map(describe, apps))) != said:
@@ -117,6 +119,18 @@ def state(cluster: ClusterRecord) -> ServeState:
             key: details[key] for key in KEPT_OPTIONS if details.get(key) is not None
         },
     )
+
+
+def _patient_state(cluster: ClusterRecord) -> ServeState:
+    """The state, though the dashboard may be silent for a while: that is no reason to go back."""
+    deadline = time.monotonic() + SILENCE_S
+    while True:
+        try:
+            return state(cluster)
+        except MantaError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
 
 
 def describe(app: App) -> str:

@@ -71,9 +71,12 @@ class Version:
     """None while it is under way, and for ever if whoever changed it was killed."""
 
 
-def read(cluster: ClusterRecord, app: str) -> tuple[Version, ...]:
-    """All versions of an application, oldest first; empty if there is none."""
-    folder = places.app(cluster, app)
+def read(home: str, app: str) -> tuple[Version, ...]:
+    """All versions of an application, oldest first; empty if there is none.
+
+    `home` is `places.home` of the cluster.
+    """
+    folder = places.app(home, app)
     matches = [_NAME.fullmatch(url.rpartition("/")[2]) for url in _files(folder)]
     numbers = {(int(match[1]), bool(match[2])) for match in matches if match}
     return tuple(
@@ -83,9 +86,9 @@ def read(cluster: ClusterRecord, app: str) -> tuple[Version, ...]:
     )
 
 
-def apps(cluster: ClusterRecord) -> tuple[str, ...]:
+def apps(home: str) -> tuple[str, ...]:
     """Names of all applications that have a history."""
-    folder = places.apps(cluster)
+    folder = places.apps(home)
     files = storage.glob(storage.join(folder, "*", "*.json"))
     return tuple(sorted({places.app_name(url.split("/")[-2]) for url in files}))
 
@@ -105,7 +108,7 @@ def begin(
     Raises:
         MantaError: the storage cannot be written, or another process wrote this version.
     """
-    known = read(cluster, app)
+    known = read(places.home(cluster), app)
     kept, masked = mask(without_surge(config)) if config is not None else (None, ())
     version = Version(
         app=app,
@@ -220,7 +223,9 @@ def _files(folder: str) -> list[str]:
 
 
 def _file(cluster: ClusterRecord, version: Version, kind: str = "") -> str:
-    return storage.join(places.app(cluster, version.app), f"{version.number:06}{kind}.json")
+    return storage.join(
+        places.app(places.home(cluster), version.app), f"{version.number:06}{kind}.json"
+    )
 
 
 def _to_json(version: Version) -> dict[str, Any]:

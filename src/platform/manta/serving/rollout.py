@@ -11,7 +11,7 @@ from typing import Any
 from manta.check import secrets
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.serving import deploy, history, lock, models, owner, surge, vitals
+from manta.serving import deploy, history, lock, models, owner, places, surge, vitals
 from manta.serving.config import ServeConfig
 from manta.serving.deploy import NotHealthy, Say
 from manta.serving.history import Action, Version
@@ -104,9 +104,9 @@ def choose_version(cluster: ClusterRecord, app: str, number: int | None) -> Vers
     Raises:
         InputError: there is none, or its model's weights are no longer in the storage.
     """
-    versions = history.read(cluster, app)
+    versions = history.read(places.home(cluster), app)
     if not versions:
-        known = ", ".join(history.apps(cluster))
+        known = ", ".join(history.apps(places.home(cluster)))
         raise InputError(f"`{app}` has no history", f"known: {known}" if known else "")
     if number is not None:
         chosen = history.numbered(versions, number)
@@ -195,9 +195,9 @@ def _carry_out(change: _Change, action: Action, of: int | None) -> None:
         for name in change.names
     ]
     old = _vitals(change, change.before)
+    if change.options.probes and change.names:
+        _check_candidates(change, [apps[name] for name in change.names], versions)
     with _noted(cluster, versions, say):
-        if change.options.probes and change.names:
-            _check_candidates(change, [apps[name] for name in change.names], versions)
         try:
             change.lock.check()
             deploy.send(cluster, change.plan.body_passthrough)
@@ -230,9 +230,12 @@ def _check_candidates(
         deploy.wait_healthy(cluster, candidates, say, change.options.timeout_s)
         for name, app in names.items():
             _ask(change, name, app)
-    except NotHealthy as error:
-        _end(cluster, versions, say, "failed", error.short, untouched)
-        raise NotHealthy(f"{error.what}\n{untouched}", error.short, error.fix) from error
+    except MantaError as error:
+        _end(cluster, versions, say, "failed", _brief(error), untouched)
+        raise MantaError(f"{error.what}\n{untouched}", error.fix) from error
+    except KeyboardInterrupt:
+        _end(cluster, versions, say, "left", "interrupted", untouched)
+        raise
     finally:
         change.lock.check()
         deploy.send(cluster, plan_candidates(deploy.state(cluster), ()))
@@ -285,8 +288,7 @@ def _observe(change: _Change, old: _Vitals) -> None:
 
 def _undone(change: _Change, versions: Sequence[Version], error: MantaError) -> MantaError:
     """Go back if that is wanted; the error that tells both."""
-    short = error.short if isinstance(error, NotHealthy) else error.what
-    what = error.what
+    short, what = _brief(error), error.what
     if found := surge.replaced_deployment(what):
         old, new = found
         short = f"the new version has no deployment `{old}`, only {new}"
@@ -303,10 +305,13 @@ def _undone(change: _Change, versions: Sequence[Version], error: MantaError) -> 
         try:
             then = _go_back(change)
         except MantaError as second:
-            brief = second.short if isinstance(second, NotHealthy) else second.what
-            then = f"could not go back: {brief}"
+            then = f"could not go back: {_brief(second)}"
     _end(change.cluster, versions, change.say, "failed", short, then)
     return MantaError(f"{what}\n{then}", "see `manta apps history`")
+
+
+def _brief(error: MantaError) -> str:
+    return error.short if isinstance(error, NotHealthy) else error.what
 
 
 def _go_back(change: _Change) -> str:
@@ -336,7 +341,7 @@ def _running_version(cluster: ClusterRecord, before: ServeState, name: str) -> i
     if app is None or app.config_passthrough is None:
         return None
     config: Mapping[str, object] = app.config_passthrough
-    if known := history.find(config, history.read(cluster, name)):
+    if known := history.find(config, history.read(places.home(cluster), name)):
         return known.number
     found = history.begin(cluster, name, "found", config)
     history.end(cluster, found, "healthy" if app.status == "RUNNING" else "failed", app.message)
@@ -349,11 +354,11 @@ def _noted(cluster: ClusterRecord, versions: Sequence[Version], say: Say) -> Ite
     try:
         yield
     except KeyboardInterrupt:
-        _end(cluster, versions, say, "left", "interrupted", "nobody watches it: it stays as it is")
+        say("\nit goes on, and nobody will undo it; watch it with `manta apps`")
+        _end(cluster, versions, say, "left", "interrupted", "nobody watched it any more")
         raise
     except MantaError as error:
-        brief = error.short if isinstance(error, NotHealthy) else error.what
-        _end(cluster, versions, say, "failed", brief)  # if it has no other end by now
+        _end(cluster, versions, say, "failed", _brief(error))  # if it has no other end by now
         raise
 
 
