@@ -58,6 +58,21 @@ def test_a_deploy_tells_added_changed_and_unchanged_applications_apart():
     assert sorted(body_names(plan)) == ["new", "other", "same"]
 
 
+def test_a_plan_tells_each_value_that_changes_but_no_secret():
+    def entry(**args):
+        return app("a", args=args, runtime_env={"env_vars": {"DB_PASSWORD": args["x"] * 8}})
+
+    plan = plan_deploy(
+        running(entry(x="1", gone=[2])), wanted(entry(x="3", new={"y": None})), **CLUSTER
+    )
+    assert set(plan.differences["a"]) == {
+        "args.x: '1' → '3'",
+        "args.gone.0: 2 → (none)",
+        "args.new.y: (none) → None",
+        "runtime_env.env_vars.DB_PASSWORD: (secret) → (secret)",
+    }
+
+
 def test_an_application_started_from_python_is_kept_but_not_sent():
     imperative = App(
         name="py",

@@ -137,4 +137,7 @@ def _print(plan: DeployPlan) -> None:
     for what in ("added", "changed", "unchanged", "kept"):
         if names := getattr(plan, what):
             click.echo(f"{what:9} {', '.join(names)}")
+    for name, lines in plan.differences.items():
+        for line in lines:
+            click.echo(f"  {name}: {line}")
     click.echo(f"{'url':9} {plan.url}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from manta.errors import InputError
 from manta.serving.config import ServeConfig
+from manta.serving.difference import differences
 from manta.serving.surge import with_surge, without_surge
 
 CANDIDATE = "--candidate"
@@ -79,6 +80,8 @@ class DeployPlan:
     unchanged: tuple[str, ...]
     kept: tuple[str, ...]
     """Applications that run and that the file does not name: they stay as they are."""
+    differences: Mapping[str, tuple[str, ...]]
+    """What differs from what runs, in lines, by name of the changed applications."""
     url: str
     """Where the applications will answer."""
     notes: tuple[str, ...]
@@ -138,6 +141,11 @@ def plan_deploy(
         changed=tuple(n for n in named if n in running and running[n] != written[n]),
         unchanged=tuple(name for name in named if running.get(name) == written[name]),
         kept=tuple(app.name for app in others),
+        differences={
+            name: differences(now, written[name] or {})
+            for name, now in running.items()
+            if name in written and now is not None and now != written[name]
+        },
         url=f"http://{_reachable(host)}:{port}",
         notes=tuple(_notes(current, wanted, host, port)),
         body_passthrough={

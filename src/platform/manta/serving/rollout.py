@@ -177,6 +177,9 @@ def undeploy(cluster: ClusterRecord, name: str, say: Say) -> None:
 def _carry_out(change: _Change, action: Action, of: int | None) -> None:
     cluster, say = change.cluster, change.say
     apps = change.plan.apps_passthrough
+    for name, lines in change.plan.differences.items():
+        for line in lines:
+            say(f"{name}: {line}")
     _warn_of_secrets(apps, say)
     for name in change.names:
         models.verify(apps[name], cluster.storage_url)
