@@ -48,6 +48,13 @@ def _kill_all_of_the_head(cluster_id: str, holder: int) -> None:
 
 
 def _kill_the_control_store(cluster_id: str, holder: int) -> None:
-    stores = [p for p in processes.members(cluster_id) if p.name() == "gcs_server"]
+    stores = [process for process in processes.members(cluster_id) if _is_store(process)]
     assert len(stores) == 1
     stores[0].kill()
+
+
+def _is_store(process: psutil.Process) -> bool:
+    try:
+        return process.name() == "gcs_server"
+    except psutil.NoSuchProcess:
+        return False

@@ -98,3 +98,10 @@ def test_a_steady_clock_goes_on_when_the_machines_is_set(monkeypatch: pytest.Mon
     assert clock.now("b") - before >= HOUR_S, "who comes later is told the new time"
     clock.forget("a")
     assert clock.now("a") - before >= HOUR_S
+
+
+def test_what_began_in_a_future_that_was_put_back_began_when_it_was_first_seen() -> None:
+    clock = Steady()
+    first = clock.now("a")
+    assert clock.since("a", first - 10) == first - 10
+    assert abs(clock.since("a", first + HOUR_S) - first) < 1

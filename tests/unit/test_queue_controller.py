@@ -229,3 +229,16 @@ def test_a_cluster_with_another_clock_times_no_job_out(site: Site, ahead_s: floa
     site.start()
     assert site.until_state("b", JobState.FAILED).cause is Cause.TIMEOUT
     assert not site.until_state("a", JobState.RUNNING).stop_reason
+
+
+def test_a_clock_put_back_while_no_controller_looked_times_out_all_the_same(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.submit("a", timeout_s=2, deadline_s=900)
+    site.start()
+    site.until_state("a", JobState.RUNNING)
+    site.stop()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)
+    site.start()
+    assert site.until_state("a", JobState.FAILED).cause is Cause.TIMEOUT

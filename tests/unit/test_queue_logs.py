@@ -16,6 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
 from manta.jobs import logs
+from manta.jobs import shipper as shipping
 from manta.jobs.logs import LogWriter
 from manta.jobs.ray_api import RayJob
 from manta.jobs.shipper import Shipper
@@ -183,3 +184,33 @@ def test_the_log_of_a_job_whose_cluster_is_gone_is_cut_and_says_so(tmp_path: Pat
     assert finish(shipper, lost=True) == "cut"
     assert b"".join(logs.read(url)) == b"half"
     shipper.close()
+
+
+@pytest.mark.parametrize(("num_failures", "result"), [(5, "complete"), (50, "cut")])
+def test_a_log_is_given_up_after_a_number_of_tries_and_not_for_its_time_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_failures: int, result: str
+) -> None:
+    left = [num_failures]
+
+    def fail(self: Flaky, path: str, value: bytes, **options: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError("storage is out of order")
+        MemoryFileSystem.pipe_file(self, path, value, **options)
+
+    monkeypatch.setattr(Flaky, "pipe_file", fail)
+    monkeypatch.setattr(shipping, "GIVE_UP_S", 0.0)
+    monkeypatch.setattr(shipping, "PERIOD_S", 0.01)
+    file, url = tmp_path / "driver.log", f"flaky://bucket/given-up-{num_failures}"
+    file.write_bytes(b"all of it")
+    shipper = Shipper()
+    shipper.follow_source("a", url, lambda offset: shipping.FileSource(file, offset))
+    assert shipper.finish("a") is None, "it has ended before the first try"
+    shipper.start()
+    deadline = time.monotonic() + 10
+    while (found := shipper.finish("a")) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    shipper.close()
+    assert found == result
+    assert b"".join(logs.read(url)) == (b"all of it" if result == "complete" else b"")

@@ -251,8 +251,10 @@ class Controller:
     def _stop_if_due(self, job: Job, attempt: Attempt, cluster: ClusterRecord) -> None:
         if not job.stop_reason:
             request = self._view.request(job)
-            at = self._steady.now(attempt.submission_id)
-            reason = policy.overdue(request, job.submitted_at, attempt.started_at, at)
+            at, since = self._steady.now(attempt.submission_id), self._steady.since
+            begun = attempt.started_at and since(attempt.submission_id, attempt.started_at)
+            sent = since(attempt.submission_id, job.submitted_at)
+            reason = policy.overdue(request, sent, begun, at)
             reason = reason or self._accounts.stop_reason(job)
             if not reason:
                 return

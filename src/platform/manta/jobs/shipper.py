@@ -27,7 +27,12 @@ MAX_READ_BYTES = 4 * 2**20
 DRAIN_S = 1.2
 """A remote stream that is silent so long after the job's end has given everything."""
 GIVE_UP_S = 30.0
-"""After the job's end its log is tried so long; then the job ends with a log that is cut."""
+"""So long after the job's end, or after the last piece that was stored, its log is tried; then the
+job ends with a log that is cut."""
+MIN_TRIES = 8
+"""So often it is tried in that time at least: the thread may be busy with the logs of others."""
+GIVE_UP_HANGING_S = 300.0
+"""The same for a storage that takes so long to fail that it is never tried so often."""
 GIVE_UP_LOST_S = 2.0
 """The same if the cluster is gone: a file that it left behind is still read."""
 
@@ -146,6 +151,18 @@ class _Shipment:
     source: Source | None = None
     ended_at: float | None = None
     give_up_s: float = GIVE_UP_S
+    moved_at: float = 0.0
+    """Monotonic seconds of the last piece that was stored."""
+    num_tries: int = 0
+    """Since then, and since the job's end."""
+
+    def is_hopeless(self) -> bool:
+        """Whether the log of an ended job has been tried in vain for long enough."""
+        if self.ended_at is None:
+            return False
+        waited_s = time.monotonic() - max(self.ended_at, self.moved_at)
+        enough = waited_s > self.give_up_s and self.num_tries >= MIN_TRIES
+        return enough or waited_s > GIVE_UP_HANGING_S
 
 
 class Shipper:
@@ -215,13 +232,13 @@ class Shipper:
                 self._pump(submission_id, shipment)
 
     def _pump(self, submission_id: str, shipment: _Shipment) -> None:
+        shipment.num_tries += shipment.ended_at is not None
         try:
             finished = self._ship(shipment)
         except (MantaError, OSError) as error:
             log.warning("log of %s: %s", submission_id, error)
             finished = False
-        ended_at = shipment.ended_at
-        if ended_at is None or (not finished and time.monotonic() < ended_at + shipment.give_up_s):
+        if not finished and not shipment.is_hopeless():
             return
         with self._lock:
             if submission_id in self._shipments:
@@ -237,6 +254,7 @@ class Shipper:
         while data := shipment.source.read():
             shipment.writer.append(data)
             shipment.source.taken(len(data))
+            shipment.moved_at, shipment.num_tries = time.monotonic(), 0
             if not ended:
                 break  # the others' turn
         return ended and shipment.source.at_end()
