@@ -22,8 +22,8 @@ class FakeRay:
         self.posts: Counter[str] = Counter()
         self.stopped: list[str] = []
         self.misbehave: list[str] = []
-        """What happens to the next submissions: `drop` (accepted, no answer), `lose` (neither),
-        `no agent` (refused for now)."""
+        """What happens to the next submissions: `drop` (accepted, no answer), `cut` (half of one),
+        `lose` (neither), `no agent` (refused for now)."""
         self.ahead_s = 0.0
         """How far its clock is ahead of ours."""
         self.logs = folder / "r" / "session_latest" / "logs"
@@ -100,6 +100,12 @@ class FakeRay:
             said = f"ValueError: Job with submission_id {submission_id} already exists."
             return _answer(request, 400, said)
         self.start(submission_id, job)
+        if how == "cut":
+            request.send_response(200)
+            request.send_header("Content-Length", "1000")
+            request.end_headers()
+            request.wfile.write(b'{"submission')
+            return request.connection.close()
         if how == "drop":
             return request.connection.close()
         return _answer(request, 200, {"submission_id": submission_id})

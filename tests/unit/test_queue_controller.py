@@ -27,7 +27,7 @@ def test_a_job_runs_and_its_log_is_kept(site: Site) -> None:
     assert log == b"log of a\n"
 
 
-@pytest.mark.parametrize("how", ["drop", "lose"])
+@pytest.mark.parametrize("how", ["drop", "cut", "lose"])
 def test_a_submission_whose_outcome_is_unknown_runs_once(site: Site, how: str) -> None:
     site.ray.misbehave = [how]
     site.submit("a")
@@ -37,7 +37,7 @@ def test_a_submission_whose_outcome_is_unknown_runs_once(site: Site, how: str) -
     site.ray.end("a")
     site.until_state("a", JobState.SUCCEEDED)
     assert list(site.ray.jobs) == ["a"]
-    assert site.ray.posts["a"] == (1 if how == "drop" else 2)
+    assert site.ray.posts["a"] == (2 if how == "lose" else 1)
     assert len(queries.attempts_of(site.state, "a")) == 1
 
 

@@ -6,6 +6,8 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +216,42 @@ def test_a_log_is_given_up_after_a_number_of_tries_and_not_for_its_time_alone(
     shipper.close()
     assert found == result
     assert b"".join(logs.read(url)) == (b"all of it" if result == "complete" else b"")
+
+
+def test_a_stream_that_breaks_off_is_gone_on_with(tmp_path: Path) -> None:
+    """As when a dashboard is restarted, or a tunnel falls: the last chunk never comes."""
+    whole, asked = text(300_000, 5), []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            told = whole[:100_000] if len(asked) == 1 else whole
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(told), told))
+            if len(asked) > 1:
+                time.sleep(5)  # it goes on: no more is written
+            self.close_connection = True
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    cluster, job, _ = place(tmp_path)
+    cluster = replace(cluster, dashboard_url=f"http://127.0.0.1:{server.server_port}")
+    shipper, url = Shipper(), str(tmp_path / "log")
+    shipper.follow_source("j", url, lambda offset: shipping.StreamSource(cluster, job, offset))
+    shipper.start()
+    deadline = time.monotonic() + 20
+    while logs.size(url) < len(whole):
+        assert time.monotonic() < deadline, logs.size(url)
+        time.sleep(0.05)
+    assert finish(shipper) == "complete"
+    shipper.close()
+    server.shutdown()
+    assert b"".join(logs.read(url)) == whole

@@ -7,6 +7,7 @@ way of packages is what Ray's own client does (dashboard/modules/dashboard_sdk.p
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -24,6 +25,8 @@ from manta.spec import Resources
 
 SAME_CLOCK_S = 5.0
 """What HTTP's dates, in whole seconds, and a slow answer cannot tell from no difference."""
+BROKEN = (OSError, ValueError, http.client.HTTPException)
+"""What Python's client raises when there is no answer, or half of one."""
 TERMINAL = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy in between
 
@@ -160,8 +163,15 @@ def log_stream(cluster: ClusterRecord, job: RayJob, interval_s: float) -> Iterat
         f"&filename=job-driver-{quote(job.submission_id, safe='')}.log"
     )
     with _opened(cluster, "GET", path, None, timeout_s=3600) as answer:
-        while data := answer.read1(2**20):
+        while data := _read_some(cluster, answer):
             yield data
+
+
+def _read_some(cluster: ClusterRecord, answer: Any) -> bytes:
+    try:
+        return bytes(answer.read1(2**20))
+    except BROKEN as error:
+        raise _unreachable(cluster, error) from None
 
 
 def _json(cluster: ClusterRecord, method: str, path: str) -> Any:
@@ -191,7 +201,7 @@ def _exchange(
     try:
         with _opened(cluster, method, path, body, timeout_s) as answer:
             return bytes(answer.read()), answer.headers.get("Date", "")
-    except (OSError, ValueError) as error:
+    except BROKEN as error:
         raise _unreachable(cluster, error) from None
 
 
@@ -205,7 +215,7 @@ def _opened(
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace")
         raise Refused(f"cluster `{cluster.name}`", said or str(error.reason)) from None
-    except OSError as error:
+    except BROKEN as error:
         raise _unreachable(cluster, error) from None
 
 
