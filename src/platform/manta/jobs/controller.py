@@ -342,10 +342,9 @@ class Controller:
     def _remember(self, sight: Sight) -> None:
         """Write down what a cluster is when it has changed: `--why` answers from it."""
         told = (sight.cluster_id, sight.status, dict(sight.resources))
-        if sight.record is None and sight.name not in self._told:
-            return  # never seen up
-        if self._told.get(sight.name) == told:
-            return
+        was = self._told.get(sight.name)
+        if was == told or (sight.record is None and was is None):
+            return  # known, or never seen up
         store.see_cluster(
             self._state,
             self._lease,
