@@ -206,7 +206,8 @@ def test_no_request_is_lost_in_deploys_failures_a_scale_down_and_rollbacks(lab: 
         checked = lab.deploy(tiny("a", text="two"), options=check)
         assert lab.get("a") == "two"
         refused = lab.deploy(tiny("a", text="bad"), options=check, ok=1)
-        failed = lab.deploy(tiny("a", text="three", error="no such text"), ok=1)
+        broken = tiny("a", text="three", error="no such text")
+        failed = lab.deploy(broken, tiny("c", text="new beside it"), ok=1)
         renamed = lab.deploy(tiny("a", text="five", deployment="Other"), ok=1)
         assert lab.get("a") == "two"
         lab("rollback", "a")
@@ -219,6 +220,7 @@ def test_no_request_is_lost_in_deploys_failures_a_scale_down_and_rollbacks(lab: 
     assert "does not contain 'two': 'bad'" in refused
     assert "nothing that runs was touched" in refused
     assert "no such text" in failed
+    assert "`c` did not run before and was removed" in failed
     assert "has no deployment `Tiny`, only ['Other']" in renamed
     assert all("went back: `a` runs as before" in text for text in (failed, renamed))
     assert lab.outcomes("a") == [
@@ -231,22 +233,12 @@ def test_no_request_is_lost_in_deploys_failures_a_scale_down_and_rollbacks(lab: 
     assert [rows[-1][key] for key in ("number", "replaced", "of")] == [6, 2, 1]
     assert "no such text" in rows[3]["outcome"]["why"]
     assert set(lab.statuses()) == {"a"}
+
+    lab("undeploy", "a")
+    lab("rollback", "a", "--to", "2")
+    assert lab.get("a") == "two"
+    assert lab.outcomes("a")[-2:] == ["undeploy removed", "rollback healthy"]
     assert "rollback to 1" in lab("apps", "history")
-
-
-def test_a_failed_deploy_removes_what_is_new_and_restores_what_was(lab: Lab) -> None:
-    lab.deploy(tiny("b", text="old"))
-    new = (tiny("b", text="new"), tiny("c", text="x", init_s=600))
-    output = lab.deploy(*new, options=("--timeout-s", "8"), ok=1)
-    assert "not healthy after 8 s" in output
-    assert "`b` runs as before" in output
-    assert "`c` did not run before and was removed" in output
-    assert lab.get("b") == "old"
-    assert "c" not in lab.statuses()
-    lab("undeploy", "b")
-    assert lab.outcomes("b") == ["deploy healthy", "deploy failed", "undeploy removed"]
-    lab("rollback", "b", "--to", "1")
-    assert lab.get("b") == "old"
 
 
 def test_a_second_deploy_is_told_who_is_at_work_and_a_killed_one_blocks_nobody(lab: Lab) -> None:
@@ -263,8 +255,10 @@ def test_a_second_deploy_is_told_who_is_at_work_and_a_killed_one_blocks_nobody(l
     first.send_signal(signal.SIGKILL)
     first.wait()
     lab.deploy(tiny("d", text="third"))
+    late = lab.deploy(tiny("d", text="fourth", init_s=600), options=("--timeout-s", "5"), ok=1)
+    assert "not healthy after 5 s" in late
     assert lab.get("d") == "third"
-    assert lab.outcomes("d") == ["deploy unfinished", "deploy healthy"]
+    assert lab.outcomes("d") == ["deploy unfinished", "deploy healthy", "deploy failed"]
 
 
 def test_a_version_that_fails_more_requests_than_the_one_before_goes_back(lab: Lab) -> None:
