@@ -19,6 +19,7 @@ from manta.serving.key_store import KeyTable
 from manta.serving.keys import Key
 from manta.serving.limiter import Limiter
 from manta.serving.meter import Meter
+from manta.serving.observer import Observer, Sight
 from manta.serving.openai_errors import (
     Message,
     Refused,
@@ -42,6 +43,9 @@ POLL_S = 1.0
 FLUSH_S = 2.0
 """Between writes of use."""
 
+SIGHT = "manta.sight"
+"""Where the scope of a request holds what is seen of it."""
+
 BODYLESS = ("GET", "HEAD")
 _UNLIMITED = Limits()
 
@@ -59,6 +63,7 @@ class Guard:
         limiter: Limiter,
         ledger: Ledger,
         vitals: VitalsWriter | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.app = app
         self._config = config
@@ -66,6 +71,7 @@ class Guard:
         self._limiter = limiter
         self._ledger = ledger
         self._vitals = vitals
+        self._observer = observer or Observer()
         self._in_flight = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._first_look: asyncio.Task[None] | None = None
@@ -82,11 +88,21 @@ class Guard:
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008, "reason": "not served here"})
         else:
-            try:
-                await self._start()
-                await self._check(scope, receive, send)
-            except Refused as refusal:
-                await refusal.send(send)
+            await self._observed(scope, receive, send)
+
+    async def _observed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sight = self._observer.begin()
+        try:
+            await self._start()
+            await self._check({**scope, SIGHT: sight}, receive, send)
+        except Refused as refusal:
+            sight.refused(refusal)
+            await refusal.send(send)
+        except BaseException as error:
+            sight.failed(error)
+            raise
+        finally:
+            self._observer.end(sight)
 
     # --- life ----------------------------------------------------------------------------
 
@@ -115,6 +131,7 @@ class Guard:
         for task in self._tasks:
             task.cancel()
         self._tasks, self._first_look = [], None
+        await self._tell()
         await asyncio.to_thread(self._flush)
 
     async def _watch_keys(self) -> None:
@@ -126,7 +143,14 @@ class Guard:
         while True:
             await asyncio.sleep(FLUSH_S)
             self._limiter.heartbeat()
+            await self._tell()
             await asyncio.to_thread(self._flush)
+
+    async def _tell(self) -> None:
+        try:
+            await self._observer.tell(self._config.max_requests_in_flight)
+        except Exception as error:  # whatever Ray raises: serving must go on
+            logger.warning("metrics cannot be told: %r", error)
 
     def _flush(self) -> None:
         try:
@@ -191,6 +215,7 @@ class Guard:
         """Within the key's limits, and whatever happens its use is noted and its slot freed."""
         limits = _limits(key, self._config.default_limits) if key else _UNLIMITED
         meter = Meter(send, asked)
+        self._observer.let_in(scope[SIGHT], key, asked.model, meter)
         if key is None or limits == _UNLIMITED:
             await self._metered(key, asked, scope, receive, meter)
             return
@@ -213,6 +238,8 @@ class Guard:
     async def _metered(
         self, key: Key | None, asked: Question, scope: Scope, receive: Receive, meter: Meter
     ) -> None:
+        sight: Sight = scope[SIGHT]
+        sight.admitted_at = time.perf_counter()
         failed = False
         try:
             await self._answer(_inner(scope, asked.body), asked.body, receive, meter)

@@ -8,6 +8,8 @@ from typing import Any
 from manta.serving.guard import Guard
 from manta.serving.key_store import KeyTable
 from manta.serving.limiter import SharedLimiter
+from manta.serving.metrics import Ray
+from manta.serving.observer import Observer
 from manta.serving.usage import Ledger
 from manta.serving.vitals import VitalsWriter
 from manta.spec.guard import GuardConfig
@@ -28,7 +30,8 @@ class Guarded:
         limiter = SharedLimiter(uuid.uuid4().hex, root)
         replica_id = _replica_id()
         vitals = VitalsWriter(root, replica_id) if replica_id else None
-        guard = Guard(app, config, KeyTable(root), limiter, Ledger(root, config.prices), vitals)
+        ledger, observer = Ledger(root, config.prices), Observer(Ray())
+        guard = Guard(app, config, KeyTable(root), limiter, ledger, vitals, observer)
         super()._set_asgi_app(guard)  # type: ignore[misc]
 
     async def check_health(self) -> None:

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from manta.serving.openai_errors import Message, Send
+from manta.serving.pace import Pace
 from manta.serving.question import Question
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
@@ -36,6 +37,9 @@ class Meter:
         self._started = time.monotonic()
         self.first_byte_s: float | None = None
         """From here to the first byte of the answer's body; None before it."""
+        self.broke = False
+        """Whether the engine ended a stream with an error, which has no status any more."""
+        self.pace = Pace()
 
     async def send(self, message: Message) -> None:
         """What the application calls in place of the server's own `send`."""
@@ -57,9 +61,18 @@ class Meter:
             return message
         self._num_events += body.count(b"data: ")
         if not _USAGE.search(body):
+            self._pass(body)
             return message
+        if not _NO_CHOICES.search(body):  # use with each event, as the client asked
+            self._pass(body)
         kept = [event for event in body.split(b"\n\n") if not self._is_ours(event)]
         return {**message, "body": b"\n\n".join(kept)}
+
+    def _pass(self, body: bytes) -> None:
+        if body.startswith(b'data: {"error"'):
+            self.broke = True
+        elif body:
+            self.pace.note(body)
 
     def _is_ours(self, event: bytes) -> bool:
         """Note what the event says of use; whether it came only because we asked for it."""
