@@ -139,3 +139,19 @@ def test_jobs_why_log_and_events_tell_what_the_commands_tell(
 def test_a_secret_is_nowhere_in_the_database(state: State, tmp_path: Path) -> None:
     secret = access.add(state, "k", Role.VIEWER, "test")
     assert all(secret.encode() not in file.read_bytes() for file in tmp_path.glob("state.db*"))
+
+
+def test_prometheus_reads_whether_a_controller_is_at_work_and_jobs_by_state(
+    client: TestClient, keys: dict[str, dict[str, str]], state: State
+) -> None:
+    assert client.get("/metrics").status_code == 401
+    client.post("/api/v1/jobs", json=JOB, headers=keys["ann"])
+    page = client.get("/metrics", headers=keys["viewer"])
+    assert page.headers["content-type"].startswith("text/plain")
+    lines = page.text.splitlines()
+    assert "manta_queue_controller 1" in lines
+    assert 'manta_queue_jobs{state="QUEUED"} 1' in lines
+    assert 'manta_queue_jobs{state="FAILED"} 0' in lines
+    held = lease.Lease(holder=lease.holder(state) or "", token=1)
+    held.release(state)
+    assert "manta_queue_controller 0" in client.get("/metrics", headers=keys["viewer"]).text

@@ -24,6 +24,7 @@ from manta.errors import InputError, MantaError
 from manta.jobs import (
     access,
     http_costs,
+    http_metrics,
     http_overview,
     logs,
     own_budget,
@@ -108,6 +109,7 @@ def app(state: State) -> FastAPI:
     _add_acting(api, state)
     http_costs.add(api, state, _guard(state, Role.VIEWER), _guard(state, Role.ADMIN))
     http_overview.add(api, state, [Depends(_guard(state, Role.VIEWER))])
+    http_metrics.add(api, state, [Depends(_guard(state, Role.VIEWER))])
     web_page.add(api)
     return api
 
