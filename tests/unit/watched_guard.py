@@ -17,6 +17,7 @@ from manta.serving.guard import Guard
 from manta.serving.limiter import LocalLimiter
 from manta.serving.metrics import Metric
 from manta.serving.observer import Observer
+from manta.serving.tracing import Tracer
 from manta.serving.usage import Ledger
 from manta.spec.guard import GuardConfig, Limits
 
@@ -131,10 +132,10 @@ def token(text: str) -> dict[str, Any]:
 class Watched:
     """A guarded engine, and what is told of it."""
 
-    def __init__(self, root: Path, config: GuardConfig) -> None:
+    def __init__(self, root: Path, config: GuardConfig, tracer: Tracer | None = None) -> None:
         self.root, self.config = str(root), config
         self.engine, self.numbers = Engine(), Numbers()
-        self.observer = Observer(self.numbers)
+        self.observer = Observer(self.numbers, tracer)
         self.guard = Guard(
             self.engine,
             config,
@@ -161,8 +162,10 @@ class Watched:
 
 
 @asynccontextmanager
-async def watched(root: Path, **config: Any) -> AsyncIterator[Watched]:
-    here = Watched(root, GuardConfig(**config))
+async def watched(
+    root: Path, tracer: Tracer | None = None, **config: Any
+) -> AsyncIterator[Watched]:
+    here = Watched(root, GuardConfig(**config), tracer)
     try:
         yield here
     finally:

@@ -19,7 +19,7 @@ from manta.serving.key_store import KeyTable
 from manta.serving.keys import Key
 from manta.serving.limiter import Limiter
 from manta.serving.meter import Meter
-from manta.serving.observer import Observer, Sight
+from manta.serving.observer import SIGHT, Observer, Sight
 from manta.serving.openai_errors import (
     Message,
     Refused,
@@ -42,9 +42,6 @@ POLL_S = 1.0
 """Between looks at the key store: with the time of a look, the delay of a revocation."""
 FLUSH_S = 2.0
 """Between writes of use."""
-
-SIGHT = "manta.sight"
-"""Where the scope of a request holds what is seen of it."""
 
 BODYLESS = ("GET", "HEAD")
 _UNLIMITED = Limits()
@@ -215,7 +212,7 @@ class Guard:
         """Within the key's limits, and whatever happens its use is noted and its slot freed."""
         limits = _limits(key, self._config.default_limits) if key else _UNLIMITED
         meter = Meter(send, asked)
-        self._observer.let_in(scope[SIGHT], key, asked.model, meter)
+        self._observer.let_in(scope, key, asked.model, meter)
         if key is None or limits == _UNLIMITED:
             await self._metered(key, asked, scope, receive, meter)
             return
@@ -333,6 +330,8 @@ def _inner(scope: Scope, body: bytes) -> Scope:
     ]
     if body:
         headers.append((b"content-length", str(len(body)).encode()))
+    if trace := scope[SIGHT].trace:
+        headers = trace.passed_on(headers)
     return {**scope, "headers": headers}
 
 

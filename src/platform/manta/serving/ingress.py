@@ -10,6 +10,7 @@ from manta.serving.key_store import KeyTable
 from manta.serving.limiter import SharedLimiter
 from manta.serving.metrics import Ray
 from manta.serving.observer import Observer
+from manta.serving.tracing import tracer
 from manta.serving.usage import Ledger
 from manta.serving.vitals import VitalsWriter
 from manta.spec.guard import GuardConfig
@@ -27,10 +28,11 @@ class Guarded:
 
     def _set_asgi_app(self, app: Any) -> None:
         config, root = self.guard_config, self.guard_root
+        replica_id, application = _replica()
         limiter = SharedLimiter(uuid.uuid4().hex, root)
-        replica_id = _replica_id()
         vitals = VitalsWriter(root, replica_id) if replica_id else None
-        ledger, observer = Ledger(root, config.prices), Observer(Ray())
+        observer = Observer(Ray(), tracer(config.tracing, application))
+        ledger = Ledger(root, config.prices)
         guard = Guard(app, config, KeyTable(root), limiter, ledger, vitals, observer)
         super()._set_asgi_app(guard)  # type: ignore[misc]
 
@@ -42,15 +44,19 @@ class Guarded:
             await own()
 
 
-def _replica_id() -> str | None:
-    """Serve's id of the replica that this process is; None outside of Serve."""
+def _replica() -> tuple[str | None, str]:
+    """Serve's id of the replica that this process is, and its application's name.
+
+    Outside of Serve None and `manta`.
+    """
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
     try:
-        return str(serve.get_replica_context().replica_tag)
+        context = serve.get_replica_context()
     except RayServeException:
-        return None
+        return None, "manta"
+    return str(context.replica_tag), str(context.app_name)
 
 
 def guarded_class(base: type, config: GuardConfig, root: str) -> type:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from manta.serving import metrics
 from manta.serving.metrics import News, Sink
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from manta.serving.keys import Key
     from manta.serving.meter import Meter
     from manta.serving.openai_errors import Refused
+    from manta.serving.tracing import Trace, Tracer
+
+SIGHT = "manta.sight"
+"""Where the scope of a request holds what is seen of it."""
 
 MAX_KEYS = 100
 """Keys and models that have series of their own in one replica; the others share `other`."""
@@ -44,7 +48,7 @@ GONE_STATUS = 499
 class Sight:
     """One request, as far as it has come. Times are `time.perf_counter()`."""
 
-    __slots__ = ("admitted_at", "began", "key", "meter", "model", "outcome", "status")
+    __slots__ = ("admitted_at", "began", "key", "meter", "model", "outcome", "status", "trace")
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -56,6 +60,7 @@ class Sight:
         """When it was given to the application."""
         self.status = 0
         self.outcome = ""
+        self.trace: Trace | None = None
 
     def refused(self, refusal: Refused) -> None:
         """The guard itself answers."""
@@ -89,8 +94,9 @@ class Sight:
 class Observer:
     """Counts what one guard sees. All calls come from the guard's event loop."""
 
-    def __init__(self, sink: Sink | None = None) -> None:
+    def __init__(self, sink: Sink | None = None, tracer: Tracer | None = None) -> None:
         self._sink = sink
+        self._tracer = tracer
         self._news = News()
         self._in_flight: dict[str, int] = {}
         self._keys: set[str] = set()
@@ -105,8 +111,13 @@ class Observer:
         """A request has come."""
         return Sight()
 
-    def let_in(self, sight: Sight, key: Key | None, model: str | None, meter: Meter) -> None:
+    def let_in(
+        self, scope: dict[str, Any], key: Key | None, model: str | None, meter: Meter
+    ) -> None:
         """Its key and question are in order."""
+        sight: Sight = scope[SIGHT]
+        if self._tracer:
+            sight.trace = self._tracer.begin(scope, sight)
         sight.key, sight.model, sight.meter = key, model or "", meter
         label = self._key_label(key)
         self._in_flight[label] = self._in_flight.get(label, 0) + 1
@@ -114,6 +125,8 @@ class Observer:
     def end(self, sight: Sight) -> None:
         """It has ended, one way or another."""
         sight.conclude()
+        if sight.trace:
+            sight.trace.end(sight)
         key, news = self._key_label(sight.key), self._news
         model = self._model_label(sight)
         news.count(metrics.REQUESTS, model, key, str(sight.status), sight.outcome)
