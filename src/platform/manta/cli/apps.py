@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manta import storage
-from manta.cli import output
+from manta.cli import output, watch_apps
 from manta.cluster import record
 from manta.errors import InputError
 
@@ -20,18 +20,24 @@ if TYPE_CHECKING:
 
 @click.group(
     invoke_without_command=True,
-    epilog=output.example("manta apps", "manta apps --json", "manta apps history llm"),
+    epilog=output.example(
+        "manta apps", "manta apps --json", "manta apps --watch", "manta apps history llm"
+    ),
 )
 @output.cluster_option
 @output.json_option
+@click.option("--watch", is_flag=True, help="Requests, speed and errors, as they change.")
 @click.pass_context
-def command(context: click.Context, cluster: str, as_json: bool) -> None:
+def command(context: click.Context, cluster: str, as_json: bool, watch: bool) -> None:
     """List the applications that Serve knows, with their replicas, and where they answer."""
     if context.invoked_subcommand is not None:
         return
     from manta.serving import deploy
 
     target = record.find(cluster)
+    if watch:
+        watch_apps.once(target) if as_json else watch_apps.follow(target)
+        return
     apps = deploy.state(target).apps
     if as_json:
         output.print_json([_facts(app, target.serve_url) for app in apps])
