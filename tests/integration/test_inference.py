@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_model
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from manta.cluster.record import ClusterRecord
 
@@ -341,7 +342,58 @@ def test_the_limit_of_a_streaming_client_holds_over_three_replicas(lab: Lab) -> 
     poll("use of all replicas", lambda: used() == (3 * 40, 40), timeout_s=20)
     written = list(lab.storage.glob("usage/*/*.json"))
     assert len(written) > 1, "one replica answered everything: nothing was shown"
+    prometheus_finds_what_the_guards_counted(lab)
     lab(MANTA, "undeploy", "words")
+
+
+def prometheus_finds_what_the_guards_counted(lab: Lab) -> None:
+    """Over all replicas, at the addresses that the dashboard tells Prometheus."""
+    mine = {"application": "words", "key": "many"}
+
+    def told(name: str, **labels: str) -> float:
+        return sum(
+            one.value
+            for family in text_string_to_metric_families(metrics_page(lab))
+            for one in family.samples
+            if one.name == name and (mine | labels).items() <= one.labels.items()
+        )
+
+    requests = "ray_manta_requests_total"
+    poll("metrics", lambda: told(requests) >= 120, timeout_s=60)
+    assert told(requests, outcome="ok", status="200") == 40
+    assert told(requests, outcome="limit", status="429") == 80
+    assert told("ray_manta_tokens_total", kind="prompt") == 3 * 40
+    first = "ray_manta_time_to_first_token_seconds"
+    assert told(f"{first}_count_total") == 40
+    assert told(f"{first}_bucket_total", le="+Inf") == 40
+    assert told(f"{first}_bucket_total", le="0.025") < 1, "the application waits 50 ms"
+    assert 40 * 0.05 <= told(f"{first}_sum_total") < 40 * 10
+    page = metrics_page(lab)
+    for name in (
+        "ray_manta_requests_in_flight_max",
+        "ray_serve_deployment_replica_healthy",
+        "ray_serve_deployment_status",
+        "ray_serve_application_status",
+        "ray_node_cpu_utilization",
+        "ray_node_disk_utilization_percentage",
+    ):
+        assert f"\n{name}{{" in page, f"{name}: an alert or the dashboard asks for it"
+    (words,) = (
+        app
+        for app in json.loads(lab(MANTA, "apps", "--watch", "--json"))
+        if app["name"] == "words"
+    )
+    assert words["num_replicas"] == 3
+    assert words["live"]["requests_per_s"] == 0  # nobody asks any more
+    assert words["live"]["in_flight"] == 0
+
+
+def metrics_page(lab: Lab) -> str:
+    token = Path(lab.record["token_path"]).read_text().strip()
+    url = f"{lab.record['dashboard_url']}/api/prometheus/sd"
+    found = httpx.get(url, headers={"Authorization": f"Bearer {token}"}).json()
+    targets = [target for group in found for target in group["targets"]]
+    return "\n".join(get(f"http://{target}/metrics") for target in targets)
 
 
 def test_the_projects_serve_config_answers_a_streaming_client(lab: Lab) -> None:

@@ -42,6 +42,8 @@ POLL_S = 1.0
 """Between looks at the key store: with the time of a look, the delay of a revocation."""
 FLUSH_S = 2.0
 """Between writes of use."""
+TELL_S = 5.0
+"""Between tellings of metrics; Ray passes them on every 10 s."""
 
 BODYLESS = ("GET", "HEAD")
 _UNLIMITED = Limits()
@@ -113,7 +115,7 @@ class Guard:
     async def _start(self) -> None:
         """Begin the background work, once, and wait until the keys were looked at."""
         if self._first_look is None:
-            tasks = (self._watch_keys(), self._report())
+            tasks = (self._watch_keys(), self._report(), self._tell_often())
             self._tasks = [asyncio.create_task(task) for task in tasks]
             self._first_look = asyncio.create_task(self._look())
         if not self._first_look.done():
@@ -140,8 +142,12 @@ class Guard:
         while True:
             await asyncio.sleep(FLUSH_S)
             self._limiter.heartbeat()
-            await self._tell()
             await asyncio.to_thread(self._flush)
+
+    async def _tell_often(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_S)
+            await self._tell()
 
     async def _tell(self) -> None:
         try:

@@ -69,9 +69,10 @@ class Meter:
         return {**message, "body": b"\n\n".join(kept)}
 
     def _pass(self, body: bytes) -> None:
-        if body.startswith(b'data: {"error"'):
+        what = body[6:14]  # after `data: `
+        if what == b'{"error"':
             self.broke = True
-        elif body:
+        elif body and what != b"[DONE]\n\n":
             self.pace.note(body)
 
     def _is_ours(self, event: bytes) -> bool:

@@ -45,17 +45,16 @@ class Pace:
     def note(self, body: bytes) -> None:
         """A message of the stream with something of the answer in it has come.
 
-        Engines send one for each step. The one that opens a chat holds no token and comes
-        together with the first; the one that says DONE holds none and comes with the last.
+        Engines send one for each step. The one that opens a chat holds no token, and comes
+        together with the first.
         """
         now = time.perf_counter()
         if self.first_at is None:
             self.first_at = now
             self._last = None if b'"content":""' in body else now
             return
-        if body.startswith(b"data: [DONE]"):
-            return
-        if self._last is not None:
-            self.gaps = self.gaps or Distribution(ITL_BOUNDS_S)
-            self.gaps.note(now - self._last)
-        self._last = now
+        last, self._last = self._last, now
+        if last is not None:
+            if self.gaps is None:
+                self.gaps = Distribution(ITL_BOUNDS_S)
+            self.gaps.note(now - last)
