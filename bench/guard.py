@@ -54,13 +54,14 @@ def main() -> None:
 async def measure(repetitions: int) -> dict[str, Any]:
     """Every repetition, in microseconds a request, and the medians."""
     with tempfile.TemporaryDirectory(prefix="m-") as root:
+        observer = Observer(Ray())
         guard = Guard(
             nothing,
             GuardConfig(),
             key_store.KeyTable(root),
             LocalLimiter("bench"),
             Ledger(root, {}),
-            observer := Observer(Ray()),
+            observer=observer,
         )
         free, limited = (
             make_key(root),

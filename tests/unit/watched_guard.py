@@ -142,7 +142,7 @@ class Watched:
             key_store.KeyTable(self.root),
             LocalLimiter("replica"),
             Ledger(self.root, {}),
-            self.observer,
+            observer=self.observer,
         )
 
     def key(self, name: str = "team-a", **limits: int) -> str:
