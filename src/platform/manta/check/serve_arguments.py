@@ -19,7 +19,7 @@ from manta.check.rules import (
     unknown_keys,
 )
 from manta.check.serve import applications
-from manta.spec.guard import GuardConfig, Limits
+from manta.spec.guard import CacheConfig, GuardConfig, Limits
 from manta.spec.loading import Path_
 from manta.spec.serve import SPLIT, Application
 
@@ -28,6 +28,7 @@ _LLM = {
     "": LLM_KEYS["LLMServingArgs"] | {"guard", *SPLIT},
     "guard": frozenset(GuardConfig.model_fields),
     "guard.default_limits": frozenset(Limits.model_fields),
+    "guard.cache": frozenset(CacheConfig.model_fields),
     "ingress_cls_config": LLM_KEYS["IngressClsConfig"],
     **{
         f"{entry}{below}": keys

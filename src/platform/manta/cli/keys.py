@@ -174,7 +174,8 @@ def usage_(month: str | None, cluster: str, as_json: bool) -> None:
     if as_json:
         output.print_json([{"name": names.get(r.key_id, ""), **asdict(r)} for r in rows])
         return
-    columns = ["KEY", "NAME", "MODEL", "REQUESTS", "PROMPT TOKENS", "COMPLETION TOKENS", "USD"]
+    columns = ["KEY", "NAME", "MODEL", "REQUESTS", "CACHED"]
+    columns += ["PROMPT TOKENS", "COMPLETION TOKENS", "USD"]
     output.print_table(
         columns,
         [
@@ -183,6 +184,7 @@ def usage_(month: str | None, cluster: str, as_json: bool) -> None:
                 names.get(r.key_id, "-"),
                 r.model or "-",
                 r.num_requests,
+                r.num_cached,
                 r.prompt_tokens,
                 r.completion_tokens,
                 f"{r.cost_usd:.4f}",

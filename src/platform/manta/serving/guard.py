@@ -12,11 +12,13 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from manta.serving import question
+from manta.serving.cache import Page, ResponseCache
 from manta.serving.key_store import KeyTable
-from manta.serving.keys import Key
+from manta.serving.keys import USER_ROUTES, Key
 from manta.serving.limiter import Limiter
 from manta.serving.meter import Meter
 from manta.serving.observer import SIGHT, Observer, Sight
@@ -46,6 +48,8 @@ TELL_S = 5.0
 """Between tellings of metrics; Ray passes them on every 10 s."""
 
 BODYLESS = ("GET", "HEAD")
+ANSWER_HEADERS = (b"accept", b"accept-encoding", b"content-type", b"serve_multiplexed_model_id")
+"""What an answer may depend on beside the body."""
 _UNLIMITED = Limits()
 
 logger = logging.getLogger(__name__)
@@ -71,6 +75,7 @@ class Guard:
         self._ledger = ledger
         self._vitals = vitals
         self._observer = observer or Observer()
+        self._cache = ResponseCache(config.cache) if config.cache else None
         self._in_flight = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._first_look: asyncio.Task[None] | None = None
@@ -142,6 +147,8 @@ class Guard:
         while True:
             await asyncio.sleep(FLUSH_S)
             self._limiter.heartbeat()
+            if self._cache:
+                self._cache.sweep()
             await asyncio.to_thread(self._flush)
 
     async def _tell_often(self) -> None:
@@ -217,10 +224,13 @@ class Guard:
     ) -> None:
         """Within the key's limits, and whatever happens its use is noted and its slot freed."""
         limits = _limits(key, self._config.default_limits) if key else _UNLIMITED
-        meter = Meter(send, asked)
+        page = self._page(scope, asked)
+        meter = Meter(send, asked, *([page.hear] if page else []))
         self._observer.let_in(scope, key, asked.model, meter)
+        if page and page.answer:
+            asked = replace(asked, num_prompt_tokens=0, max_completion_tokens=0)
         if key is None or limits == _UNLIMITED:
-            await self._metered(key, asked, scope, receive, meter)
+            await self._metered(key, asked, scope, receive, meter, page)
             return
         grant_id = uuid.uuid4().hex
         estimate = asked.num_prompt_tokens + asked.max_completion_tokens
@@ -234,30 +244,56 @@ class Guard:
                     kind=denial.code,
                     retry_after_s=denial.retry_after_s,
                 )
-            await self._metered(key, asked, scope, receive, meter)
+            await self._metered(key, asked, scope, receive, meter, page)
         finally:  # a cancelled `acquire` may have been granted: finishing it is always right
             self._limiter.finish(grant_id, sum(meter.tokens()))
 
+    def _page(self, scope: Scope, asked: Question) -> Page | None:
+        """Where the request's answer may lie; None if it must come from the application."""
+        wanted = _header(scope, b"cache-control") or b""
+        if not self._cache or not asked.repeatable or b"no-" in wanted:
+            return None
+        secret = _secret(scope)
+        assert secret is not None  # with a cache, keys are required
+        about = [_path(scope).encode(), bytes(scope.get("query_string", b""))]
+        about += [_header(scope, name) or b"" for name in ANSWER_HEADERS]
+        # A stream's use is hidden from a client that did not ask for it itself.
+        about += [b"hidden" if asked.hide_usage else b"", asked.body]
+        return self._cache.page(secret, b"\0".join(about))
+
     async def _metered(
-        self, key: Key | None, asked: Question, scope: Scope, receive: Receive, meter: Meter
+        self,
+        key: Key | None,
+        asked: Question,
+        scope: Scope,
+        receive: Receive,
+        meter: Meter,
+        page: Page | None,
     ) -> None:
         sight: Sight = scope[SIGHT]
         sight.admitted_at = time.perf_counter()
         failed = False
         try:
-            await self._answer(_inner(scope, asked.body), asked.body, receive, meter)
+            if page and page.answer:
+                meter.cached = True
+                await page.answer.send(meter.send)
+            else:
+                await self._answer(_inner(scope, asked.body), asked.body, receive, meter)
         except Exception:  # not CancelledError: that client went away
             failed = True
             raise
         finally:
-            if scope["method"] not in BODYLESS and self._vitals and (failed or meter.ended):
+            told = scope["method"] not in BODYLESS and not meter.cached and (failed or meter.ended)
+            if self._vitals and told:
                 failed = failed or meter.cut or (meter.status or 0) >= 500
                 self._vitals.add(failed, meter.first_byte_s)
+            if self._cache and _may_change_models(scope):
+                self._cache.clear()
             if key is not None and scope["method"] not in BODYLESS:
                 # Not by whatever name a client makes up: those that were not served share one.
                 served = meter.status is not None and meter.status < 400
                 model = (asked.model or "") if served else ""
-                self._ledger.add(key.id, model, *meter.tokens())
+                self._ledger.add(key.id, model, *meter.tokens(), cached=meter.cached)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, meter: Meter) -> None:
         limit_s = self._config.request_timeout_s
@@ -293,6 +329,11 @@ def _check_model(key: Key, model: str | None, path: str) -> None:
         raise bad_request("a key for certain models needs `model` in a JSON body", "model")
     if not key.may_use(model):
         raise not_allowed(f"this key is not for model `{model[:100]}`", "model")
+
+
+def _may_change_models(scope: Scope) -> bool:
+    """Loading an adapter, new weights: every call that does not ask a model, for it may be one."""
+    return scope["method"] not in BODYLESS and _path(scope) not in USER_ROUTES
 
 
 def _too_large(most: int) -> Refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 from manta.serving.openai_errors import Message, Send
@@ -23,8 +24,11 @@ class Meter:
     them whole.
     """
 
-    def __init__(self, send: Send, question: Question) -> None:
+    def __init__(
+        self, send: Send, question: Question, *listeners: Callable[[Message], None]
+    ) -> None:
         self._send = send
+        self._listeners = listeners
         self._question = question
         self._is_stream = False
         self._usage: dict[str, Any] | None = None
@@ -40,6 +44,8 @@ class Meter:
         self.broke = False
         """Whether the engine ended a stream with an error, which has no status any more."""
         self.pace = Pace()
+        self.cached = False
+        """Whether the answer is one of before: no engine worked for it."""
 
     async def send(self, message: Message) -> None:
         """What the application calls in place of the server's own `send`."""
@@ -52,6 +58,8 @@ class Meter:
             if self.first_byte_s is None and message.get("body"):
                 self.first_byte_s = time.monotonic() - self._started
             message = self._read(message)
+        for hear in self._listeners:
+            hear(message)
         await self._send(message)
 
     def _read(self, message: Message) -> Message:
@@ -88,6 +96,8 @@ class Meter:
         What was cut ends before the engine says what it counted; then the prompt counts as
         estimated, and each event of a stream as a token. Leaving early must not be free.
         """
+        if self.cached:
+            return 0, 0
         if self._usage is not None:
             used = self._usage
             return _number(used, "prompt_tokens"), _number(used, "completion_tokens")

@@ -19,6 +19,14 @@ DEFAULT_CHAT_TOKENS = 256
 CHARS_PER_TOKEN = 3
 """For reservations only. English has 4, code and small vocabularies fewer."""
 
+UNSAMPLED = frozenset(
+    {
+        *("/v1/embeddings", "/v1/score", "/score", "/v1/rerank", "/v2/rerank", "/rerank"),
+        *("/pooling", "/classify"),
+    }
+)
+"""Routes whose answers follow from the request alone."""
+
 _MANY = ("prompt", "input", "documents", "queries", "text_1", "text_2")
 _ONE = ("query", "suffix")
 
@@ -36,6 +44,8 @@ class Question:
     """What is reserved for the answer."""
     hide_usage: bool = False
     """Whether a stream tells its use to us only."""
+    repeatable: bool = False
+    """Whether the same request must have the same answer."""
 
 
 def read(body: bytes, path: str, bounds: GuardConfig) -> Question:
@@ -69,6 +79,7 @@ def read(body: bytes, path: str, bounds: GuardConfig) -> Question:
         num_prompt_tokens=num_chars // CHARS_PER_TOKEN + num_ids + num_prompts,
         max_completion_tokens=_most_tokens(value, path) * choices * num_prompts,
         hide_usage=hide_usage,
+        repeatable=choices == 1 and _repeatable(value, path),
     )
 
 
@@ -80,6 +91,29 @@ def _tell_use(value: dict[str, Any]) -> bool:
     if options and options.get("include_usage") is True:
         return False
     value["stream_options"] = {**(options or {}), "include_usage": True}
+    return True
+
+
+def _repeatable(value: dict[str, Any], path: str) -> bool:
+    """Greedy decoding, a seed of the client's own, or nothing to draw. The default temperature is
+    not 0, and differs between models.
+    """
+    if path not in STREAMS and path not in UNSAMPLED:
+        return False
+    if not _only_text(value.get("messages")) or "kv_transfer_params" in value:
+        return False  # a picture behind an address can change; the other moves an engine's memory
+    temperature, seed = value.get("temperature"), value.get("seed")
+    greedy = temperature == 0 and not isinstance(temperature, bool)
+    seeded = isinstance(seed, int) and not isinstance(seed, bool)
+    return path in UNSAMPLED or greedy or seeded
+
+
+def _only_text(messages: Any) -> bool:
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            if not isinstance(part, dict) or part.get("type") != "text":
+                return False
     return True
 
 

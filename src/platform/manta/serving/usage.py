@@ -32,6 +32,8 @@ class Usage:
     completion_tokens: int = 0
     cost_usd: float = 0.0
     """At the prices of when it was used."""
+    num_cached: int = 0
+    """Of the requests, those answered from the cache: without tokens."""
 
     def plus(self, other: Usage) -> Usage:
         """Both together."""
@@ -42,6 +44,7 @@ class Usage:
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
             cost_usd=self.cost_usd + other.cost_usd,
+            num_cached=self.num_cached + other.num_cached,
         )
 
 
@@ -55,13 +58,24 @@ class Ledger:
         self._months: dict[str, dict[tuple[str, str], Usage]] = {}
         self._unsaved: set[str] = set()
 
-    def add(self, key_id: str, model: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """Note one request."""
+    def cost_usd(self, model: str, prompt_tokens: int, completion_tokens: int) -> float:
+        """What they cost now; 0 for a model without a price."""
         price = self._prices.get(model, Price())
-        cost = (
+        return (
             prompt_tokens * price.prompt_usd_per_million
             + completion_tokens * price.completion_usd_per_million
         ) / 1e6
+
+    def add(
+        self,
+        key_id: str,
+        model: str,
+        prompt_tokens: int,
+        completion_tokens: int,
+        *,
+        cached: bool = False,
+    ) -> None:
+        """Note one request."""
         month = month_of(time.time())
         uses = self._months.setdefault(month, {})
         one = Usage(
@@ -70,7 +84,8 @@ class Ledger:
             num_requests=1,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
-            cost_usd=cost,
+            cost_usd=self.cost_usd(model, prompt_tokens, completion_tokens),
+            num_cached=int(cached),
         )
         before = uses.get((key_id, model))
         uses[key_id, model] = before.plus(one) if before else one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manta.spec.loading import Spec
 
@@ -26,6 +26,15 @@ class Price(Spec):
 
     prompt_usd_per_million: float = Field(0, ge=0)
     completion_usd_per_million: float = Field(0, ge=0)
+
+
+class CacheConfig(Spec):
+    """Answers that a replica keeps for identical deterministic requests of one key."""
+
+    max_bytes: int = Field(64 * 2**20, ge=2**16)
+    """Of one replica's memory; one answer may take a sixteenth."""
+    ttl_s: float = Field(3600, gt=0)
+    """An older answer is asked for anew."""
 
 
 class GuardConfig(Spec):
@@ -53,3 +62,11 @@ class GuardConfig(Spec):
     says, and without that there are none."""
     prices: dict[str, Price] = Field(default_factory=dict)
     """Model → price, noted with each use; a model without one costs nothing."""
+    cache: CacheConfig | None = None
+    """None keeps no answers."""
+
+    @model_validator(mode="after")
+    def _cache_needs_keys(self) -> GuardConfig:
+        if self.cache and self.keys == "none":
+            raise ValueError("`cache` keeps answers per key and needs `keys: required`")
+        return self
