@@ -19,7 +19,7 @@ from manta.check.rules import (
     unknown_keys,
 )
 from manta.check.serve import applications
-from manta.spec.guard import CacheConfig, GuardConfig, Limits
+from manta.spec.guard import CacheConfig, GuardConfig, Limits, PromptLogConfig
 from manta.spec.loading import Path_
 from manta.spec.serve import SPLIT, Application
 
@@ -29,6 +29,7 @@ _LLM = {
     "guard": frozenset(GuardConfig.model_fields),
     "guard.default_limits": frozenset(Limits.model_fields),
     "guard.cache": frozenset(CacheConfig.model_fields),
+    "guard.log_prompts": frozenset(PromptLogConfig.model_fields),
     "ingress_cls_config": LLM_KEYS["IngressClsConfig"],
     **{
         f"{entry}{below}": keys

@@ -31,6 +31,7 @@ from manta.serving.openai_errors import (
     not_allowed,
     overloaded,
 )
+from manta.serving.prompt_log import PromptLog
 from manta.serving.question import Question
 from manta.serving.usage import Ledger
 from manta.serving.vitals import VitalsWriter
@@ -76,6 +77,7 @@ class Guard:
         self._vitals = vitals
         self._observer = observer or Observer()
         self._cache = ResponseCache(config.cache) if config.cache else None
+        self._prompts = PromptLog(table.root, config.log_prompts)
         self._in_flight = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._first_look: asyncio.Task[None] | None = None
@@ -136,7 +138,7 @@ class Guard:
             task.cancel()
         self._tasks, self._first_look = [], None
         await self._tell()
-        await asyncio.to_thread(self._flush)
+        await asyncio.to_thread(self._flush, last=True)
 
     async def _watch_keys(self) -> None:
         while self._config.keys == "required":
@@ -162,13 +164,16 @@ class Guard:
         except Exception as error:  # whatever Ray raises: serving must go on
             logger.warning("metrics cannot be told: %r", error)
 
-    def _flush(self) -> None:
-        try:
-            self._ledger.flush()
-            if self._vitals:
-                self._vitals.flush()
-        except Exception as error:  # whatever a storage client raises: serving must go on
-            logger.warning("use cannot be written, will try again: %s", error)
+    def _flush(self, *, last: bool = False) -> None:
+        for what, write in (
+            ("use", self._ledger.flush),
+            ("prompts", lambda: self._prompts.work(last=last)),
+            ("vitals", self._vitals.flush if self._vitals else lambda: None),
+        ):
+            try:
+                write()
+            except Exception as error:  # whatever a storage client raises: serving must go on
+                logger.warning("%s cannot be written, will try again: %s", what, error)
 
     # --- one request ---------------------------------------------------------------------
 
@@ -225,7 +230,7 @@ class Guard:
         """Within the key's limits, and whatever happens its use is noted and its slot freed."""
         limits = _limits(key, self._config.default_limits) if key else _UNLIMITED
         page = self._page(scope, asked)
-        meter = Meter(send, asked, *([page.hear] if page else []))
+        meter = Meter(send, asked)
         self._observer.let_in(scope, key, asked.model, meter)
         if page and page.answer:
             asked = replace(asked, num_prompt_tokens=0, max_completion_tokens=0)
@@ -273,6 +278,8 @@ class Guard:
         sight: Sight = scope[SIGHT]
         sight.admitted_at = time.perf_counter()
         failed = False
+        record = self._prompts.record(key.id if key else "", _path(scope), asked.body)
+        meter.listeners += [one.hear for one in (page, record) if one]
         try:
             if page and page.answer:
                 meter.cached = True
@@ -287,6 +294,8 @@ class Guard:
             if self._vitals and told:
                 failed = failed or meter.cut or (meter.status or 0) >= 500
                 self._vitals.add(failed, meter.first_byte_s)
+            if record:
+                record.close()
             if self._cache and _may_change_models(scope):
                 self._cache.clear()
             if key is not None and scope["method"] not in BODYLESS:

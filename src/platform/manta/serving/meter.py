@@ -24,11 +24,10 @@ class Meter:
     them whole.
     """
 
-    def __init__(
-        self, send: Send, question: Question, *listeners: Callable[[Message], None]
-    ) -> None:
+    def __init__(self, send: Send, question: Question) -> None:
         self._send = send
-        self._listeners = listeners
+        self.listeners: list[Callable[[Message], None]] = []
+        """Told of each message before it goes to the client."""
         self._question = question
         self._is_stream = False
         self._usage: dict[str, Any] | None = None
@@ -58,7 +57,7 @@ class Meter:
             if self.first_byte_s is None and message.get("body"):
                 self.first_byte_s = time.monotonic() - self._started
             message = self._read(message)
-        for hear in self._listeners:
+        for hear in self.listeners:
             hear(message)
         await self._send(message)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from manta.spec.loading import Spec
+
+Redaction = Literal["email", "phone", "card", "key"]
 
 
 class Limits(Spec):
@@ -37,6 +40,29 @@ class CacheConfig(Spec):
     """An older answer is asked for anew."""
 
 
+class PromptLogConfig(Spec):
+    """Which prompts and answers are written down, and for how long."""
+
+    sample: float = Field(0.01, gt=0, le=1)
+    """Part of the requests, drawn at random."""
+    redact: tuple[Redaction, ...] = ("email", "phone", "card", "key")
+    """What is taken out of them."""
+    patterns: tuple[str, ...] = ()
+    """Regular expressions (Python's) of what is taken out besides. Keep them linear."""
+    keep_days: float = Field(7, gt=0)
+    """Until a record is deleted; whole hours, rounded down."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _patterns_compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return patterns
+
+
 class GuardConfig(Spec):
     """Who may call an application, and how much at once. The defaults are closed."""
 
@@ -64,6 +90,8 @@ class GuardConfig(Spec):
     """Model → price, noted with each use; a model without one costs nothing."""
     cache: CacheConfig | None = None
     """None keeps no answers."""
+    log_prompts: PromptLogConfig | None = None
+    """None writes nothing down of what is asked and answered."""
 
     @model_validator(mode="after")
     def _cache_needs_keys(self) -> GuardConfig:
