@@ -302,6 +302,26 @@ def test_a_hit_counts_as_a_request_but_costs_no_tokens(run: Callable[..., None])
     run(check)
 
 
+def test_a_key_whose_money_is_spent_gets_429_until_the_month_ends(
+    run: Callable[..., None],
+) -> None:
+    async def check(here: Lab) -> None:
+        client = here.client(limits=Limits(usd_per_month=0.00005))
+        body = {"model": "m", "prompt": "a", "max_tokens": 8}  # 10 tokens reserved, 14 used
+        codes = [(await client.post("/v1/completions", json=body)).status_code for _ in range(5)]
+        assert codes == [200, 200, 200, 429, 429], "of 14 millionths of a dollar each"
+        denied = await client.post("/v1/completions", json=body)
+        assert denied.json()["error"]["code"] == "insufficient_quota"
+        assert int(denied.headers["retry-after"]) > 0
+        free = {**body, "model": "unpriced"}
+        assert (await client.post("/v1/completions", json=free)).status_code == 200
+        await here.guard.stop()
+        spent = usage.spent_by_key(here.root, usage.month_of(time.time()))
+        assert [one.cost_usd for one in spent.values()] == [pytest.approx(42e-6)]
+
+    run(check)
+
+
 def test_neither_prompts_nor_answers_nor_what_opens_them_lie_in_the_cache(
     run: Callable[..., None],
 ) -> None:

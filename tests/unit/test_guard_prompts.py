@@ -235,11 +235,12 @@ def test_records_are_deleted_when_they_have_had_their_time_by_any_guard(
 def test_records_wait_while_the_storage_cannot_be_written_and_only_so_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(prompt_log, "MAX_WAITING_BYTES", 2**20)
     config = GuardConfig.model_validate({"log_prompts": {"sample": 1}}).log_prompts
     (tmp_path / "prompts").write_text("a file where the folder should be")
     log = PromptLog(str(tmp_path), config)
     for number in range(20):
-        record = log.record("k", CHAT, json.dumps(chat("x" * 2**20, user=str(number))).encode())
+        record = log.record("k", CHAT, json.dumps(chat("x" * 2**16, user=str(number))).encode())
         assert record is not None
         record.close()
     with pytest.raises(Exception, match="prompts"):

@@ -195,7 +195,9 @@ def test_use_of_several_replicas_adds_up_with_its_cost(home: Path) -> None:
     (row,) = usage.read(root, month)
     assert (row.num_requests, row.prompt_tokens, row.completion_tokens) == (4, 400, 200)
     assert row.cost_usd == pytest.approx(0.001)
-    assert usage.tokens_by_key(root, month) == {"k": 600}
+    spent = usage.spent_by_key(root, month)["k"]
+    assert spent.num_tokens == 600
+    assert spent.cost_usd == pytest.approx(0.001)
     assert "400" in run("keys", "usage")
 
 
@@ -207,7 +209,16 @@ def test_use_that_could_not_be_written_is_written_later(tmp_path: Path) -> None:
         ledger.flush()
     (tmp_path / "usage").unlink()
     ledger.flush()
-    assert usage.tokens_by_key(str(tmp_path), usage.month_of(time.time())) == {"k": 2}
+    spent = usage.spent_by_key(str(tmp_path), usage.month_of(time.time()))
+    assert spent["k"].num_tokens == 2
+
+
+def test_a_limit_on_money_comes_back_as_it_was_given(home: Path) -> None:
+    run("keys", "make", "team-a", "--usd-per-month", "12.5")
+    (made,) = json.loads(run("keys", "list", "--json"))
+    assert made["limits"] == {"usd_per_month": 12.5}
+    done = CliRunner().invoke(cli, ["keys", "make", "b", "--usd-per-month", "nan"])
+    assert done.exit_code != 0
 
 
 def test_only_apps_that_ask_for_keys_count_as_guarded() -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from manta.serving.limits import REPLICA_TIMEOUT_S, Counter, Denial
+from manta.serving.limits import REPLICA_TIMEOUT_S, Counter, Denial, Spent
 from manta.spec.guard import Limits
 
 T0 = datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()
@@ -112,7 +112,7 @@ def test_a_replica_that_is_heard_of_keeps_its_slots() -> None:
 def test_a_budget_ends_with_the_month_and_counts_what_was_used_before_a_restart() -> None:
     client = Client(Counter(), Limits(tokens_per_month=1000))
     client.ask(T0, 10)
-    client.counter.at_least("2026-11", {"k": 980}, T0)
+    client.counter.at_least("2026-11", {"k": Spent(num_tokens=980)}, T0)
     client.end(T0, 10)
     assert client.ask(T0, 10) is None
     denial = client.ask(T0, 10)
@@ -121,6 +121,48 @@ def test_a_budget_ends_with_the_month_and_counts_what_was_used_before_a_restart(
     december = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
     assert T0 + denial.retry_after_s == december
     assert client.ask(december, 10) is None
+
+
+def test_a_budget_of_money_holds_what_requests_may_cost_and_settles_what_they_did() -> None:
+    counter, limits = Counter(), Limits(usd_per_month=1)
+
+    def ask(grant: str, usd: float, now: float = T0) -> Denial | None:
+        return counter.acquire(grant, "k", limits, 1, "r", now, usd)
+
+    assert ask("a", 0.7) is None
+    denial = ask("b", 0.4)
+    assert denial is not None
+    assert denial.code == "insufficient_quota"
+    assert "$1 is used up" in denial.message
+    counter.finish("a", 1, T0, 0.1)
+    assert ask("c", 0.9) is None
+    counter.finish("c", 1, T0, 0.3)
+    counter.at_least("2026-11", {"k": Spent(cost_usd=0.8)}, T0)  # on another cluster, say
+    counter.at_least("2026-11", {"k": Spent(cost_usd=0.2)}, T0)
+    assert ask("d", 0.3) is not None
+    assert ask("e", 0.2) is None
+    assert ask("f", 0.0) is None, "what costs nothing is not held back"
+    counter.finish("e", 1, T0, 0.2)
+    december = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
+    assert T0 + denial.retry_after_s == december
+    assert ask("g", 1.0, december) is None
+
+
+def test_a_budget_of_money_is_used_to_its_last_tenth_however_it_is_added_up() -> None:
+    counter, limits = Counter(), Limits(usd_per_month=1)
+    for number in range(10):
+        grant = f"{number}"
+        assert counter.acquire(grant, "k", limits, 1, "r", T0, 0.1) is None
+        counter.finish(grant, 1, T0, 0.1)
+    assert counter.acquire("x", "k", limits, 1, "r", T0, 0.001) is not None
+
+
+def test_what_a_lost_replica_was_answering_counts_as_reserved() -> None:
+    counter, limits = Counter(), Limits(usd_per_month=1)
+    assert counter.acquire("a", "k", limits, 1, "gone", T0, 0.9) is None
+    late = T0 + REPLICA_TIMEOUT_S + 1
+    assert counter.acquire("b", "k", limits, 1, "here", late, 0.2) is not None
+    assert counter.acquire("c", "k", limits, 1, "here", late, 0.1) is None
 
 
 def test_ending_what_was_never_let_in_changes_nothing() -> None:

@@ -57,6 +57,11 @@ _out_option = click.option(
 @click.option("--tokens-per-min", type=click.IntRange(min=1))
 @click.option("--concurrent-requests", type=click.IntRange(min=1))
 @click.option("--tokens-per-month", type=click.IntRange(min=1))
+@click.option(
+    "--usd-per-month",
+    type=click.FloatRange(min=0, min_open=True),
+    help="At the applications' `prices`.",
+)
 @_out_option
 @output.cluster_option
 @output.json_option
@@ -69,7 +74,7 @@ def make(
     out: str | None,
     cluster: str,
     as_json: bool,
-    **limits: int | None,
+    **limits: float | None,
 ) -> None:
     """Make key NAME. Its secret is shown this once and kept nowhere."""
     from manta.serving import key_store, keys
@@ -83,7 +88,7 @@ def make(
         role=keys.Role(role),
         models=models or ("*",),
         expires_at=now + expires_days * DAY_S if expires_days else None,
-        limits=Limits(**limits),
+        limits=Limits.model_validate(limits),
     )
     key_store.save(_root(cluster), key)
     watch.note("api key made", f"{key.name} ({key.id}), {key.role}, for {key.owner}", cluster)

@@ -238,9 +238,10 @@ class Guard:
             await self._metered(key, asked, scope, receive, meter, page)
             return
         grant_id = uuid.uuid4().hex
-        estimate = asked.num_prompt_tokens + asked.max_completion_tokens
+        most = asked.num_prompt_tokens, asked.max_completion_tokens
         try:
-            denial = await self._limiter.acquire(grant_id, key.id, limits, estimate)
+            usd = self._ledger.cost_usd(asked.model or "", *most)
+            denial = await self._limiter.acquire(grant_id, key.id, limits, sum(most), usd)
             if denial:
                 raise Refused(
                     429,
@@ -251,7 +252,8 @@ class Guard:
                 )
             await self._metered(key, asked, scope, receive, meter, page)
         finally:  # a cancelled `acquire` may have been granted: finishing it is always right
-            self._limiter.finish(grant_id, sum(meter.tokens()))
+            usd = self._ledger.cost_usd(_served(asked, meter), *meter.tokens())
+            self._limiter.finish(grant_id, sum(meter.tokens()), usd)
 
     def _page(self, scope: Scope, asked: Question) -> Page | None:
         """Where the request's answer may lie; None if it must come from the application."""
@@ -299,10 +301,9 @@ class Guard:
             if self._cache and _may_change_models(scope):
                 self._cache.clear()
             if key is not None and scope["method"] not in BODYLESS:
-                # Not by whatever name a client makes up: those that were not served share one.
-                served = meter.status is not None and meter.status < 400
-                model = (asked.model or "") if served else ""
-                self._ledger.add(key.id, model, *meter.tokens(), cached=meter.cached)
+                self._ledger.add(
+                    key.id, _served(asked, meter), *meter.tokens(), cached=meter.cached
+                )
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, meter: Meter) -> None:
         limit_s = self._config.request_timeout_s
@@ -338,6 +339,12 @@ def _check_model(key: Key, model: str | None, path: str) -> None:
         raise bad_request("a key for certain models needs `model` in a JSON body", "model")
     if not key.may_use(model):
         raise not_allowed(f"this key is not for model `{model[:100]}`", "model")
+
+
+def _served(asked: Question, meter: Meter) -> str:
+    """The model, but by no name that a client makes up: those that were not served share one."""
+    served = meter.status is not None and meter.status < 400
+    return (asked.model or "") if served else ""
 
 
 def _may_change_models(scope: Scope) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from manta.errors import MantaError
 from manta.serving import usage
-from manta.serving.limits import Counter, Denial, month_of
+from manta.serving.limits import Counter, Denial, Spent, month_of
 from manta.spec.guard import Limits
 
 ACTOR_TIMEOUT_S = 1.0
@@ -34,11 +34,11 @@ class Limiter(Protocol):
         """Get ready; returns when the first request can be asked for."""
 
     async def acquire(
-        self, grant_id: str, key_id: str, limits: Limits, num_tokens: int
+        self, grant_id: str, key_id: str, limits: Limits, num_tokens: int, cost_usd: float = 0.0
     ) -> Denial | None:
         """Let a request in, or say why not."""
 
-    def finish(self, grant_id: str, num_tokens: int) -> None:
+    def finish(self, grant_id: str, num_tokens: int, cost_usd: float = 0.0) -> None:
         """A request has ended; never waits, and may be called for one that was not let in."""
 
     def heartbeat(self) -> None:
@@ -56,15 +56,17 @@ class LocalLimiter:
         """Nothing to get ready."""
 
     async def acquire(
-        self, grant_id: str, key_id: str, limits: Limits, num_tokens: int
+        self, grant_id: str, key_id: str, limits: Limits, num_tokens: int, cost_usd: float = 0.0
     ) -> Denial | None:
         """Let a request in, or say why not."""
         now = time.time()
-        return self.counter.acquire(grant_id, key_id, limits, num_tokens, self._replica, now)
+        return self.counter.acquire(
+            grant_id, key_id, limits, num_tokens, self._replica, now, cost_usd
+        )
 
-    def finish(self, grant_id: str, num_tokens: int) -> None:
+    def finish(self, grant_id: str, num_tokens: int, cost_usd: float = 0.0) -> None:
         """A request has ended."""
-        self.counter.finish(grant_id, num_tokens, time.time())
+        self.counter.finish(grant_id, num_tokens, time.time(), cost_usd)
 
     def heartbeat(self) -> None:
         """This replica is alive."""
@@ -77,22 +79,28 @@ class CounterActor:
     def __init__(self, root: str) -> None:
         self._root = root
         self._counter = Counter()
-        self._known: tuple[str, dict[str, int]] | None = None
+        self._known: tuple[str, dict[str, Spent]] | None = None
         threading.Thread(target=self._read_budgets, daemon=True).start()
 
     def acquire(
-        self, grant_id: str, key_id: str, limits: Limits, num_tokens: int, replica: str
+        self,
+        grant_id: str,
+        key_id: str,
+        limits: Limits,
+        num_tokens: int,
+        replica: str,
+        cost_usd: float = 0.0,
     ) -> Denial | None:
         """See Counter.acquire."""
         now = time.time()
         if self._known:
             self._counter.at_least(*self._known, now)
             self._known = None
-        return self._counter.acquire(grant_id, key_id, limits, num_tokens, replica, now)
+        return self._counter.acquire(grant_id, key_id, limits, num_tokens, replica, now, cost_usd)
 
-    def finish(self, grant_id: str, num_tokens: int) -> None:
+    def finish(self, grant_id: str, num_tokens: int, cost_usd: float = 0.0) -> None:
         """See Counter.finish."""
-        self._counter.finish(grant_id, num_tokens, time.time())
+        self._counter.finish(grant_id, num_tokens, time.time(), cost_usd)
 
     def heartbeat(self, replica: str) -> None:
         """See Counter.heartbeat."""
@@ -107,7 +115,7 @@ class CounterActor:
         while True:
             month = month_of(time.time())
             try:
-                self._known = month, usage.tokens_by_key(self._root, month)
+                self._known = month, usage.spent_by_key(self._root, month)
             except MantaError as error:
                 logger.warning("use of %s cannot be read: %s", month, error)
             time.sleep(BUDGET_REFRESH_S)
@@ -143,25 +151,25 @@ class SharedLimiter:
             self._note(error)
 
     async def acquire(
-        self, grant_id: str, key_id: str, limits: Limits, num_tokens: int
+        self, grant_id: str, key_id: str, limits: Limits, num_tokens: int, cost_usd: float = 0.0
     ) -> Denial | None:
         """Let a request in, or say why not."""
         try:
             async with asyncio.timeout(ACTOR_TIMEOUT_S):
                 answer = await self._counter().acquire.remote(
-                    grant_id, key_id, limits, num_tokens, self._replica
+                    grant_id, key_id, limits, num_tokens, self._replica, cost_usd
                 )
         except Exception as error:  # whatever Ray raises while the actor starts again
             self._note(error)
-            return await self._alone.acquire(grant_id, key_id, limits, num_tokens)
+            return await self._alone.acquire(grant_id, key_id, limits, num_tokens, cost_usd)
         self._away = False
         denial: Denial | None = answer
         return denial
 
-    def finish(self, grant_id: str, num_tokens: int) -> None:
+    def finish(self, grant_id: str, num_tokens: int, cost_usd: float = 0.0) -> None:
         """A request has ended. Ray keeps one caller's calls in order: after its `acquire`."""
-        self._alone.finish(grant_id, num_tokens)
-        self._tell("finish", grant_id, num_tokens)
+        self._alone.finish(grant_id, num_tokens, cost_usd)
+        self._tell("finish", grant_id, num_tokens, cost_usd)
 
     def heartbeat(self) -> None:
         """This replica is alive."""

@@ -18,6 +18,8 @@ from manta.spec.guard import Limits
 WINDOW_S = 60.0
 SLOT_S = 0.25
 """Resolution of the window: an entry counts up to this much longer than 60 s (0.4 %)."""
+ROUNDING_USD = 1e-9
+"""Sums of fractions are not exact: a budget may be used to its last token."""
 REPLICA_TIMEOUT_S = 10.0
 """A replica not heard of for so long is gone, and its requests with it."""
 
@@ -72,6 +74,14 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """What a key had in a month."""
+
+    num_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Grant:
     """A request that was let in and has not ended."""
 
@@ -79,6 +89,8 @@ class Grant:
     replica: str
     at: float
     num_tokens: int
+    """Reserved."""
+    cost_usd: float
     """Reserved."""
 
 
@@ -90,6 +102,8 @@ class _Use:
     reserved: int = 0
     month: str = ""
     month_tokens: int = 0
+    reserved_usd: float = 0.0
+    month_usd: float = 0.0
 
 
 class Counter:
@@ -101,7 +115,14 @@ class Counter:
         self._heard: dict[str, float] = {}
 
     def acquire(
-        self, grant_id: str, key_id: str, limits: Limits, num_tokens: int, replica: str, now: float
+        self,
+        grant_id: str,
+        key_id: str,
+        limits: Limits,
+        num_tokens: int,
+        replica: str,
+        now: float,
+        cost_usd: float = 0.0,
     ) -> Denial | None:
         """Let a request in, or say why not.
 
@@ -112,23 +133,27 @@ class Counter:
             num_tokens: estimate of prompt and completion tokens.
             replica: who asks.
             now: UTC seconds.
+            cost_usd: estimate, of these tokens.
         """
         self._heard[replica] = now
         self._free_lost(now)
         use = self._use(key_id, now)
         # Larger than its whole limit it could never come in; it waits for an empty window.
         reserve = min(num_tokens, limits.tokens_per_min or num_tokens)
-        if denial := _denial(use, limits, reserve, now):
+        if denial := _denial(use, limits, reserve, cost_usd, now):
             return denial
         use.requests.add(1, now)
         use.tokens.add(reserve, now)
         use.grants += 1
         use.reserved += reserve
-        self._grants[grant_id] = Grant(key_id=key_id, replica=replica, at=now, num_tokens=reserve)
+        use.reserved_usd += cost_usd
+        self._grants[grant_id] = Grant(
+            key_id=key_id, replica=replica, at=now, num_tokens=reserve, cost_usd=cost_usd
+        )
         return None
 
-    def finish(self, grant_id: str, num_tokens: int, now: float) -> None:
-        """A request has ended and used so many tokens; no error if it is not known (any more)."""
+    def finish(self, grant_id: str, num_tokens: int, now: float, cost_usd: float = 0.0) -> None:
+        """A request has ended and used so much; no error if it is not known (any more)."""
         grant = self._grants.pop(grant_id, None)
         if grant is None:
             return
@@ -136,6 +161,9 @@ class Counter:
         use.grants -= 1
         use.reserved -= grant.num_tokens
         use.month_tokens += num_tokens
+        use.month_usd += cost_usd
+        # Sums of fractions: with nothing running, nothing is left over of them.
+        use.reserved_usd = use.reserved_usd - grant.cost_usd if use.grants else 0.0
         extra = num_tokens - grant.num_tokens
         use.tokens.add(extra, now if extra > 0 else grant.at)
 
@@ -148,17 +176,18 @@ class Counter:
         """Requests of the key that are being answered."""
         return self._uses[key_id].grants if key_id in self._uses else 0
 
-    def at_least(self, month: str, tokens: Mapping[str, int], now: float) -> None:
+    def at_least(self, month: str, spent: Mapping[str, Spent], now: float) -> None:
         """What is known from elsewhere to have been used in a month, by key."""
-        for key_id, num_tokens in tokens.items():
+        for key_id, one in spent.items():
             use = self._use(key_id, now)
             if use.month == month:
-                use.month_tokens = max(use.month_tokens, num_tokens)
+                use.month_tokens = max(use.month_tokens, one.num_tokens)
+                use.month_usd = max(use.month_usd, one.cost_usd)
 
     def _use(self, key_id: str, now: float) -> _Use:
         use = self._uses.setdefault(key_id, _Use())
         if use.month != (month := month_of(now)):
-            use.month, use.month_tokens = month, 0
+            use.month, use.month_tokens, use.month_usd = month, 0, 0.0
         return use
 
     def _free_lost(self, now: float) -> None:
@@ -167,12 +196,12 @@ class Counter:
             return
         for grant_id, grant in list(self._grants.items()):
             if grant.replica in lost:
-                self.finish(grant_id, grant.num_tokens, now)
+                self.finish(grant_id, grant.num_tokens, now, grant.cost_usd)
         for name in lost:
             del self._heard[name]
 
 
-def _denial(use: _Use, limits: Limits, reserve: int, now: float) -> Denial | None:
+def _denial(use: _Use, limits: Limits, reserve: int, cost_usd: float, now: float) -> Denial | None:
     most = limits.concurrent_requests
     if most is not None and use.grants >= most:
         return _too_much(f"{most} concurrent requests", 1.0)
@@ -182,14 +211,26 @@ def _denial(use: _Use, limits: Limits, reserve: int, now: float) -> Denial | Non
     most = limits.tokens_per_min
     if most is not None and use.tokens.total(now) + reserve > most:
         return _too_much(f"{most} tokens per minute", use.tokens.wait_s(reserve, most, now))
-    most = limits.tokens_per_month
-    if most is not None and use.month_tokens + use.reserved + reserve > most:
-        return Denial(
-            code="insufficient_quota",
-            message=f"this key's budget of {most} tokens is used up until the month ends (UTC)",
-            retry_after_s=_end_of_month(now) - now,
-        )
+    return _month_denial(use, limits, reserve, cost_usd, now)
+
+
+def _month_denial(
+    use: _Use, limits: Limits, reserve: int, cost_usd: float, now: float
+) -> Denial | None:
+    tokens, usd = limits.tokens_per_month, limits.usd_per_month
+    if tokens is not None and use.month_tokens + use.reserved + reserve > tokens:
+        return _spent(f"{tokens} tokens", now)
+    if usd is not None and use.month_usd + use.reserved_usd + cost_usd > usd + ROUNDING_USD:
+        return _spent(f"${usd:g}", now)
     return None
+
+
+def _spent(budget: str, now: float) -> Denial:
+    return Denial(
+        code="insufficient_quota",
+        message=f"this key's budget of {budget} is used up until the month ends (UTC)",
+        retry_after_s=_end_of_month(now) - now,
+    )
 
 
 def _too_much(what: str, retry_after_s: float) -> Denial:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 from manta import storage
 from manta.errors import InputError
-from manta.serving.limits import month_of
+from manta.serving.limits import Spent, month_of
 from manta.spec.guard import Price
 
 FOLDER = "usage"
@@ -117,13 +117,16 @@ def read(root: str, month: str) -> list[Usage]:
     return [sums[at] for at in sorted(sums)]
 
 
-def tokens_by_key(root: str, month: str) -> dict[str, int]:
-    """Prompt and completion tokens of each key in a month. Raises InputError as `read` does."""
-    tokens: dict[str, int] = {}
+def spent_by_key(root: str, month: str) -> dict[str, Spent]:
+    """Tokens and cost of each key in a month. Raises InputError as `read` does."""
+    spent: dict[str, Spent] = {}
     for one in read(root, month):
-        used = one.prompt_tokens + one.completion_tokens
-        tokens[one.key_id] = tokens.get(one.key_id, 0) + used
-    return tokens
+        before = spent.get(one.key_id, Spent())
+        spent[one.key_id] = Spent(
+            num_tokens=before.num_tokens + one.prompt_tokens + one.completion_tokens,
+            cost_usd=before.cost_usd + one.cost_usd,
+        )
+    return spent
 
 
 def _rows(root: str, month: str) -> Iterable[Usage]:

@@ -22,6 +22,8 @@ class Limits(Spec):
     """Requests that are being answered, streams until their last byte."""
     tokens_per_month: int | None = Field(None, ge=1)
     """By calendar month in UTC."""
+    usd_per_month: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """At the `prices` of the applications; a model without one costs nothing."""
 
 
 class Price(Spec):
