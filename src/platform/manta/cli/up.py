@@ -24,6 +24,8 @@ LOCAL_ONLY = (
     "serve_port",
     "num_cpus",
     "object_store_gib",
+    "serve_tls",
+    "serve_tls_address",
 )
 FILE_ONLY = ("yes", "tls", "prices", "keep")
 
@@ -58,6 +60,16 @@ FILE_ONLY = ("yes", "tls", "prices", "keep")
 @click.option(
     "--object-store-gib", type=click.FloatRange(0.1), help="[an eighth of memory, at most 2]"
 )
+@click.option(
+    "--serve-tls",
+    nargs=2,
+    metavar="CERT KEY",
+    type=click.Path(path_type=Path),
+    help="Serve HTTPS to other machines, with these PEM files.",
+)
+@click.option(
+    "--serve-tls-address", metavar="HOST:PORT", default="0.0.0.0:8443", show_default=True
+)
 @click.option("--yes", "-y", is_flag=True, help="FILE: do not ask.")
 @click.option("--tls", is_flag=True, help="FILE: encrypt between the hosts; again: new keys.")
 @click.option(
@@ -85,6 +97,8 @@ def command(
     serve_port: int | None,
     num_cpus: int | None,
     object_store_gib: float | None,
+    serve_tls: tuple[Path, Path] | None,
+    serve_tls_address: str,
     yes: bool,
     tls: bool,
     prices: tuple[Path, ...],
@@ -116,7 +130,7 @@ def command(
         )
         up_file.run(file, options)
         return
-    from manta.cluster import local
+    from manta.cluster import haproxy, local
     from manta.cluster.ports import choose
 
     asked = {"gcs": gcs_port, "dashboard": dashboard_port, "serve": serve_port}
@@ -126,6 +140,7 @@ def command(
             choose(asked, automatic=ports == "auto"),
             num_cpus=num_cpus,
             object_store_memory_bytes=int(object_store_gib * GIB) if object_store_gib else None,
+            https=haproxy.https(serve_tls_address, *serve_tls) if serve_tls else None,
         )
     )
     if dry_run:
@@ -155,6 +170,8 @@ def _start_here(plan: UpPlan, timeout_s: float, as_json: bool) -> None:
         output.print_json(asdict(record))
         return
     output.print_cluster(record)
+    if plan.https:
+        click.echo(f"  TLS        https://{plan.https.host}:{plan.https.port}")
 
 
 def _print_plan(plan: UpPlan, as_json: bool) -> None:

@@ -1,13 +1,18 @@
 """HAProxy in front of Ray Serve: Ray's faster ingress, with nothing of it open beyond loopback.
 
 Ray's template binds HAProxy's metrics and statistics, which know no key, to every interface, and
-no option changes that. It lets the program be named, though: a script that closes them first.
+no option changes that; nor can it be told to speak TLS. It lets the program be named, though: a
+script that changes its configuration first.
 """
 
 from __future__ import annotations
 
 import shlex
+import ssl
+from dataclasses import dataclass
 from pathlib import Path
+
+from manta.errors import InputError
 
 SCRIPT = "haproxy"
 """File name of the script that stands for HAProxy."""
@@ -26,6 +31,7 @@ SWITCHES = {
 _SCRIPT = r"""#!/bin/sh
 # Closes HAProxy's metrics and statistics to other machines, then becomes HAProxy, which does not
 # start where it may not open two files for each connection that it is told to hold.
+{tls}
 files=$(ulimit -Hn)
 [ "$files" = unlimited ] && files=1000000
 most=$(((files - 200) / 2))
@@ -34,12 +40,33 @@ for word; do
     if [ "$last" = -f ]; then
         sed -i -e '/^frontend prometheus/,/^ *mode/ s/bind :/bind 127.0.0.1:/' \
             -e '/^listen stats/,$ s/bind \*:/bind 127.0.0.1:/' "$word"
+        [ -z "$bind" ] || grep -q ' ssl crt ' "$word" ||
+            sed -i "/^frontend http_frontend/,/^ *bind / s|^ *bind .*|&\n    $bind|" "$word"
         [ "$most" -ge 4096 ] || sed -i "s/^\( *maxconn\) .*/\1 $most/" "$word"
     fi
     last=$word
 done
 exec {binary} "$@"
 """
+
+# Each time HAProxy starts anew, as it does when applications change: the certificate may be a new
+# one. While it is being replaced, or gone, the one of before serves.
+_TLS = r"""
+bind={bind}
+(umask 077; cat {certificate} {key} > {pem}.$$ && mv {pem}.$$ {pem}) || rm -f {pem}.$$
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Https:
+    """Where and with what HAProxy speaks TLS, beside its plain port on loopback."""
+
+    host: str
+    port: int
+    certificate: Path
+    """PEM, with the chain up to the CA that clients know."""
+    key: Path
+    """PEM, without a password."""
 
 
 def binary() -> str | None:
@@ -52,12 +79,45 @@ def binary() -> str | None:
         return None
 
 
-def write_script(folder: Path, program: str) -> None:
-    """Write the script that starts `program` closed."""
+def https(address: str, certificate: Path, key: Path) -> Https:
+    """What to serve TLS with. Raises InputError if address, certificate or key cannot be used."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536 or set(host) & set(" |'\"\\"):
+        raise InputError(f"`{address}` is no address to listen on", "write it as 0.0.0.0:8443")
+    for path in (certificate, key):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{path}: {error.strerror}", "give certificate and key as PEM"
+            ) from None
+    try:
+        # The password of one that has none is not asked for; HAProxy could ask nobody.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or str(error)
+        what = f"{certificate} and {key} are no certificate and its key ({reason})"
+        raise InputError(
+            what, "give PEM files that belong together, the key unencrypted"
+        ) from None
+    return Https(host=host, port=int(port), certificate=certificate.absolute(), key=key.absolute())
+
+
+def write_script(folder: Path, program: str, https: Https | None = None) -> None:
+    """Write the script that starts `program` closed, and with TLS if that is asked for."""
     folder.mkdir(mode=0o700)
     path = folder / SCRIPT
-    path.write_text(_SCRIPT.replace("{binary}", shlex.quote(program)))
+    text = _SCRIPT.replace("{tls}", _tls(folder, https) if https else "bind=")
+    path.write_text(text.replace("{binary}", shlex.quote(program)))
     path.chmod(0o700)
+
+
+def _tls(folder: Path, https: Https) -> str:
+    pem = folder / "tls.pem"
+    bind = f"bind {https.host}:{https.port} ssl crt {pem} alpn h2,http/1.1 ssl-min-ver TLSv1.2"
+    values = {"bind": bind, "certificate": https.certificate, "key": https.key, "pem": pem}
+    return _TLS.format(**{name: shlex.quote(str(value)) for name, value in values.items()})
 
 
 def environment(folder: Path, metrics_port: int, stats_port: int) -> dict[str, str]:

@@ -21,7 +21,7 @@ import psutil
 
 from manta import storage
 from manta.cluster import credentials, dashboard, haproxy, processes, record
-from manta.cluster.ports import LOOPBACK, Ports, require_free
+from manta.cluster.ports import LOOPBACK, Ports, holder, is_free, require_free
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
 
@@ -66,6 +66,8 @@ class UpOptions:
     log_path: Path
     haproxy: str | None
     """The program in front of Serve; None leaves it to Serve's own proxy, which is slower."""
+    https: haproxy.Https | None = None
+    """Where it speaks TLS as well."""
     inherited: dict[str, str]
     """The environment `manta up` runs in; it wins over our defaults, not over our decisions."""
 
@@ -81,6 +83,7 @@ class UpPlan:
     log_path: Path
     ports: Ports
     haproxy: str | None
+    https: haproxy.Https | None
     record: ClusterRecord
 
     def command(self) -> str:
@@ -96,6 +99,7 @@ def options_here(
     *,
     num_cpus: int | None = None,
     object_store_memory_bytes: int | None = None,
+    https: haproxy.Https | None = None,
 ) -> UpOptions:
     """Options for this machine: looks at its cores, memory and environment, and draws an id."""
     cluster_id = secrets.token_hex(6)
@@ -112,6 +116,7 @@ def options_here(
         temp_dir=Path(tempfile.gettempdir(), f"manta-{cluster_id}"),
         log_path=record.path(name).with_name("ray-start.log"),
         haproxy=haproxy.binary(),
+        https=https,
         inherited=dict(os.environ),
     )
 
@@ -123,12 +128,17 @@ def plan_up(options: UpOptions) -> UpPlan:
             f"{options.temp_dir}: too long for Ray's sockets",
             f"set TMPDIR to a folder such that this has {MAX_TEMP_DIR_LENGTH} characters at most",
         )
+    environment = _environment(options)
+    if options.https and environment.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+        fix = "leave out --serve-tls, and put a proxy of your own in front"
+        raise InputError("TLS at the endpoint is HAProxy's work, which is off or not here", fix)
     return UpPlan(
         argv=_argv(options),
-        environment=_environment(options),
+        environment=environment,
         log_path=options.log_path,
         ports=options.ports,
         haproxy=options.haproxy,
+        https=options.https,
         record=_record(options),
     )
 
@@ -231,6 +241,9 @@ def execute(
     with lock(plan.record.name):
         _require_absent(plan.record.name)
         require_free(plan.ports)
+        if plan.https and not is_free(plan.https.port):
+            where = f"port {plan.https.port} (TLS) is held by {holder(plan.https.port)}"
+            raise InputError(where, "choose another with --serve-tls-address")
         try:
             return _start(plan, time.monotonic() + timeout_s, tell)
         except BaseException:  # Ctrl-C too
@@ -244,7 +257,7 @@ def _start(plan: UpPlan, deadline: float, tell: Callable[[str], None]) -> Cluste
     folder = Path(plan.record.temp_dir)
     folder.mkdir(mode=0o700, parents=True)
     if plan.haproxy:
-        haproxy.write_script(_haproxy_folder(folder), plan.haproxy)
+        haproxy.write_script(_haproxy_folder(folder), plan.haproxy, plan.https)
     holder = _spawn(plan)
     started = replace(
         plan.record, pid=holder.pid, started_at=datetime.now(UTC).isoformat(timespec="seconds")
