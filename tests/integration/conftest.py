@@ -1,12 +1,16 @@
-"""What the integration tests share: one S3 server."""
+"""What the integration tests share: one S3 server, and helpers of the unit tests."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 
 @pytest.fixture(scope="session")

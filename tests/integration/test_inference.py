@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import ssl
 import stat
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import tiny_model
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from manta.cluster import ports, tls
 from manta.cluster.record import ClusterRecord
 
 # vLLM starts in half a minute on an idle machine, and in minutes on a busy one.
@@ -34,6 +36,7 @@ PYTHON = sys.executable
 MANTA = str(Path(sys.executable).with_name("manta"))
 SERVE = str(Path(sys.executable).with_name("serve"))
 NUM_ROWS, ROWS_PER_SHARD = 40, 8
+CANARY = "canary-7c1f in a prompt"
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     (folder / "words.py").write_text(WORDS)
     (folder / "batches.py").write_text(BATCHES)
     tiny_model.write(str(folder / "storage"), "tiny")
+    tls.new_keys(folder)
+    environment["TEST_TLS_PORT"] = str(ports.free(1)[0])
+    own = folder / "tls-here"
+    with_tls = ["--serve-tls", str(own / "node.crt"), str(own / "node.key")]
+    with_tls += ["--serve-tls-address", f"127.0.0.1:{environment['TEST_TLS_PORT']}"]
     up = subprocess.run(
-        [MANTA, "up", "--ports", "auto", "--timeout-s", "300", "--json"],
+        [MANTA, "up", "--ports", "auto", "--timeout-s", "300", "--json", *with_tls],
         env=environment,
         capture_output=True,
         text=True,
@@ -402,6 +410,7 @@ def test_the_projects_serve_config_answers_a_streaming_client(lab: Lab) -> None:
     llm = config["applications"][0]["args"]["llm_configs"][0]
     llm["model_loading_config"] = {"model_id": "served", "model_source": "tiny"}
     llm["engine_kwargs"]["max_model_len"] = 256
+    config["applications"][0]["args"]["guard"]["cache"] = {"ttl_s": 600}
     output = lab(MANTA, "deploy", lab.write("llm.yaml", config))
     assert "says port 8000; using" in output  # the cluster's own port wins over the file's
     assert apps(lab) == {"one": "RUNNING", "llm": "RUNNING"}
@@ -424,7 +433,9 @@ def test_the_projects_serve_config_answers_a_streaming_client(lab: Lab) -> None:
     guard.use_is_counted_and_limits_hold()
     guard.a_client_that_goes_away_frees_its_slot()
     guard.a_revoked_key_is_refused_within_two_seconds()
+    guard.the_same_question_is_answered_from_the_cache_also_over_tls()
     guard.no_key_is_in_a_log_or_a_process_list()
+    guard.no_prompt_or_answer_is_in_a_log_or_in_storage()
 
     lab(MANTA, "undeploy", "llm")
     assert get(f"{lab.record['serve_url']}/one") == "first"
@@ -584,6 +595,29 @@ class Guarded:
         until_known(client)
         self.lab(MANTA, "keys", "revoke", "revoked")
         poll("refusal", lambda: raises(openai.AuthenticationError, client.models.list), 2)
+
+    def the_same_question_is_answered_from_the_cache_also_over_tls(self) -> None:
+        trusted = ssl.create_default_context(cafile=str(self.lab.folder / "tls-here" / "ca.crt"))
+        address = f"https://127.0.0.1:{self.lab.environment['TEST_TLS_PORT']}"
+        headers = {"Authorization": f"Bearer {self.owners_key}"}
+        with httpx.Client(verify=trusted, headers=headers, timeout=60) as client:
+            assert "Manta chat" in client.get(f"{address}/chat").text
+            for stream in (False, True):
+                body = {"model": "served", "prompt": CANARY, "temperature": 0, "max_tokens": 9}
+                first, again = (
+                    client.post(f"{url}/v1/completions", json={**body, "stream": stream})
+                    for url in (address, self.url)
+                )
+                assert first.status_code == 200
+                assert "x-manta-cache" not in first.headers
+                assert again.headers["x-manta-cache"] == "hit"
+                assert again.text == first.text
+
+    def no_prompt_or_answer_is_in_a_log_or_in_storage(self) -> None:
+        folders = (Path(self.lab.record["temp_dir"]), self.lab.storage)
+        files = [f for folder in folders for f in folder.rglob("*") if f.is_file()]
+        assert any(f.parent.parent.name == "usage" for f in files)
+        assert [f for f in files if CANARY.encode() in f.read_bytes()] == []
 
     def no_key_is_in_a_log_or_a_process_list(self) -> None:
         secret = re.compile(rb"manta_[0-9a-f]{12}_[A-Za-z0-9_-]{43}")

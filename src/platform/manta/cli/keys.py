@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -60,6 +61,7 @@ _out_option = click.option(
 @click.option(
     "--usd-per-month",
     type=click.FloatRange(min=0, min_open=True),
+    callback=lambda context, option, value: _finite(value),
     help="At the applications' `prices`.",
 )
 @_out_option
@@ -197,6 +199,12 @@ def usage_(month: str | None, cluster: str, as_json: bool) -> None:
             for r in rows
         ],
     )
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("that is not an amount; write 20, or leave it out for no limit")
+    return value
 
 
 def _root(cluster: str) -> str:

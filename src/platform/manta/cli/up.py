@@ -130,6 +130,11 @@ def command(
         )
         up_file.run(file, options)
         return
+    given = context.get_parameter_source("serve_tls_address")
+    if serve_tls is None and given is click.core.ParameterSource.COMMANDLINE:
+        raise InputError(
+            "--serve-tls-address says where, not with what", "add --serve-tls CERT KEY"
+        )
     from manta.cluster import haproxy, local
     from manta.cluster.ports import choose
 

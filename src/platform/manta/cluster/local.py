@@ -21,6 +21,7 @@ import psutil
 
 from manta import storage
 from manta.cluster import credentials, dashboard, haproxy, processes, record
+from manta.cluster.haproxy import Https
 from manta.cluster.ports import LOOPBACK, Ports, holder, is_free, require_free
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
@@ -66,7 +67,7 @@ class UpOptions:
     log_path: Path
     haproxy: str | None
     """The program in front of Serve; None leaves it to Serve's own proxy, which is slower."""
-    https: haproxy.Https | None = None
+    https: Https | None = None
     """Where it speaks TLS as well."""
     inherited: dict[str, str]
     """The environment `manta up` runs in; it wins over our defaults, not over our decisions."""
@@ -83,7 +84,7 @@ class UpPlan:
     log_path: Path
     ports: Ports
     haproxy: str | None
-    https: haproxy.Https | None
+    https: Https | None
     record: ClusterRecord
 
     def command(self) -> str:
@@ -99,7 +100,7 @@ def options_here(
     *,
     num_cpus: int | None = None,
     object_store_memory_bytes: int | None = None,
-    https: haproxy.Https | None = None,
+    https: Https | None = None,
 ) -> UpOptions:
     """Options for this machine: looks at its cores, memory and environment, and draws an id."""
     cluster_id = secrets.token_hex(6)

@@ -17,6 +17,7 @@ from typing import Any
 
 from manta.serving import question
 from manta.serving.cache import Page, ResponseCache
+from manta.serving.chat_page import ChatPage
 from manta.serving.key_store import KeyTable
 from manta.serving.keys import USER_ROUTES, Key
 from manta.serving.limiter import Limiter
@@ -51,6 +52,8 @@ TELL_S = 5.0
 BODYLESS = ("GET", "HEAD")
 ANSWER_HEADERS = (b"accept", b"accept-encoding", b"content-type", b"serve_multiplexed_model_id")
 """What an answer may depend on beside the body."""
+JSON_ROUTES = frozenset(path for path in USER_ROUTES if not path.startswith("/v1/audio/"))
+"""Routes that take no form: what is in one would pass unread."""
 _UNLIMITED = Limits()
 
 logger = logging.getLogger(__name__)
@@ -77,6 +80,7 @@ class Guard:
         self._vitals = vitals
         self._observer = observer or Observer()
         self._cache = ResponseCache(config.cache) if config.cache else None
+        self._chat = ChatPage() if config.chat_page else None
         self._prompts = PromptLog(table.root, config.log_prompts)
         self._in_flight = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -179,6 +183,9 @@ class Guard:
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _path(scope)
+        if self._chat and self._chat.has(scope["method"], path):
+            await self._chat.send(scope["method"], path, send)
+            return
         key = self._key(scope, path) if self._config.keys == "required" else None
         if self._in_flight >= self._config.max_requests_in_flight:
             raise overloaded("too many requests are being answered or wait; try again")
@@ -220,7 +227,10 @@ class Guard:
         except TimeoutError:
             raise Refused(408, "request_timeout", "the request did not arrive in time") from None
         content_type = _header(scope, b"content-type") or b"application/json"
-        if not body or content_type.startswith((b"multipart/", b"application/x-www-form")):
+        is_form = content_type.startswith((b"multipart/", b"application/x-www-form"))
+        if is_form and path in JSON_ROUTES:
+            raise Refused(415, "unsupported_media_type", "send JSON, as `application/json`")
+        if not body or is_form:
             return Question(body=body)
         return question.read(body, path, self._config)
 

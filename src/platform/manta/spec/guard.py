@@ -90,6 +90,8 @@ class GuardConfig(Spec):
     says, and without that there are none."""
     prices: dict[str, Price] = Field(default_factory=dict)
     """Model → price, noted with each use; a model without one costs nothing."""
+    chat_page: bool = False
+    """Whether `GET /chat` has a page to try the models with; it asks for a key as well."""
     cache: CacheConfig | None = None
     """None keeps no answers."""
     log_prompts: PromptLogConfig | None = None
