@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import pytest
 from model_server import ModelServer
 from openapi_fuzz import BODIES, TEXTS, Call, Maker
 
@@ -144,3 +145,33 @@ def _odder(call: Call, chance: random.Random) -> Call:
 
 def _month() -> str:
     return usage.month_of(time.time())
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"prompt": "\\ud83e\\udd88 \xf0\x9f\xa6\x88", "seed": 1e3}', 200),
+        (b'{"prompt": "\\\\ud800"}', 200),
+        (b'{"prompt": "\\ud800"}', 400),
+        (b'{"prompt": "\\uDFFF\\uD800"}', 400),
+        (b'{"prompt": "\xed\xa0\x80"}', 400),
+        ('{"prompt": "\\ud800"}'.encode("utf-16"), 400),
+        (b'{"prompt": "\xff"}', 400),
+        (b'{"prompt": "a", "temperature": NaN}', 400),
+        (b'{"prompt": "a", "temperature": -Infinity}', 400),
+        (b'{"prompt": "a", "temperature": 1e999}', 400),
+        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", 400),
+        (b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400),
+    ],
+)
+def test_what_is_no_json_for_everybody_goes_no_further(
+    tmp_path: Path, body: bytes, status: int
+) -> None:
+    async def check() -> None:
+        endpoint = Endpoint(tmp_path)
+        headers = {"Authorization": f"Bearer {endpoint.admin}", "Content-Type": "application/json"}
+        answer = await endpoint.client.post("/v1/completions", content=body, headers=headers)
+        assert answer.status_code == status, answer.text
+        await endpoint.guard.stop()
+
+    asyncio.run(check())

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import shlex
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from manta.cluster import ports
 from manta.errors import InputError
 
 SCRIPT = "haproxy"
@@ -102,6 +104,20 @@ def https(address: str, certificate: Path, key: Path) -> Https:
             what, "give PEM files that belong together, the key unencrypted"
         ) from None
     return Https(host=host, port=int(port), certificate=certificate.absolute(), key=key.absolute())
+
+
+def require_on(https: Https | None, environment: Mapping[str, str]) -> None:
+    """Raise InputError if TLS is asked for and Ray will not start HAProxy."""
+    if https and environment.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+        fix = "leave out --serve-tls, and put a proxy of your own in front"
+        raise InputError("TLS at the endpoint is HAProxy's work, which is off or not here", fix)
+
+
+def require_free(https: Https | None) -> None:
+    """Raise InputError if TLS is asked for on a port that is taken."""
+    if https and not ports.is_free(https.port):
+        what = f"port {https.port} (TLS) is held by {ports.holder(https.port)}"
+        raise InputError(what, "choose another with --serve-tls-address")
 
 
 def write_script(folder: Path, program: str, https: Https | None = None) -> None:

@@ -22,7 +22,7 @@ import psutil
 from manta import storage
 from manta.cluster import credentials, dashboard, haproxy, processes, record
 from manta.cluster.haproxy import Https
-from manta.cluster.ports import LOOPBACK, Ports, holder, is_free, require_free
+from manta.cluster.ports import LOOPBACK, Ports, require_free
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
 
@@ -130,9 +130,7 @@ def plan_up(options: UpOptions) -> UpPlan:
             f"set TMPDIR to a folder such that this has {MAX_TEMP_DIR_LENGTH} characters at most",
         )
     environment = _environment(options)
-    if options.https and environment.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
-        fix = "leave out --serve-tls, and put a proxy of your own in front"
-        raise InputError("TLS at the endpoint is HAProxy's work, which is off or not here", fix)
+    haproxy.require_on(options.https, environment)
     return UpPlan(
         argv=_argv(options),
         environment=environment,
@@ -242,9 +240,7 @@ def execute(
     with lock(plan.record.name):
         _require_absent(plan.record.name)
         require_free(plan.ports)
-        if plan.https and not is_free(plan.https.port):
-            where = f"port {plan.https.port} (TLS) is held by {holder(plan.https.port)}"
-            raise InputError(where, "choose another with --serve-tls-address")
+        haproxy.require_free(plan.https)
         try:
             return _start(plan, time.monotonic() + timeout_s, tell)
         except BaseException:  # Ctrl-C too

@@ -29,7 +29,8 @@ UNSAMPLED = frozenset(
 )
 """Routes whose answers follow from the request alone."""
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\0")
+"""Where half a character may be: escaped, as UTF-8 cannot have it, or in another encoding."""
 _MANY = ("prompt", "input", "documents", "queries", "text_1", "text_2")
 _ONE = ("query", "suffix")
 
