@@ -51,7 +51,7 @@ class Site:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = int(free.getsockname()[1])
         self.url = f"http://127.0.0.1:{port}/llm/chat"
-        quick = {"log_level": "error", "timeout_graceful_shutdown": 1}
+        quick = {"log_level": "error", "timeout_graceful_shutdown": 1, "interface": "asgi3"}
         self.server = uvicorn.Server(uvicorn.Config(self.prefixed, port=port, **quick))  # type: ignore[arg-type]
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -119,7 +119,7 @@ def say(page: Chrome, text: str) -> None:
 
 
 def said(page: Chrome) -> list[str]:
-    return [one.text for one in page.find_elements(By.CSS_SELECTOR, "#log .said")]
+    return [one.text.strip() for one in page.find_elements(By.CSS_SELECTOR, "#log .said")]
 
 
 def ended(page: Chrome) -> None:
