@@ -167,13 +167,13 @@ class Queue:
         asked = runs.request_of(self.state, run_id, name).job
         assert asked is not None
         run = runs.get(self.state, run_id)
-        runs.begin_step(self.state, self.lease, run, name, asked, "mark")
+        runs.begin_step(self.state, self.lease, run, _step(run, name), asked, "mark")
         return queries.get(self.state, asked.id)
 
     def settle_step(self, run_id: str, name: str) -> None:
         """A step has succeeded."""
         run = runs.get(self.state, run_id)
-        runs.settle_step(self.state, self.lease, run, name, JobState.SUCCEEDED)
+        runs.settle_step(self.state, self.lease, run, _step(run, name), JobState.SUCCEEDED)
 
     def begin(self, job: Job, at: float | None = None) -> tuple[Job, Attempt]:
         """Its attempt starts and runs."""
@@ -222,6 +222,10 @@ STEPS = {
     "deploy": ("evaluate",),
     "ask": ("deploy",),
 }
+
+
+def _step(run: runs.Run, name: str) -> runs.RunStep:
+    return next(step for step in run.steps if step.name == name)
 
 
 def shape(cpus: float, gpus: float = 0) -> str:

@@ -32,7 +32,8 @@ def test_the_same_job_at_another_time_has_a_report_of_its_own() -> None:
         "/nowhere/jobs/nightly-1/report.json",
     )
     mine = request("n", runtime_env_passthrough={"env_vars": {"MANTA_REPORT": "/mine"}})
-    assert reports.url_of(reports.under(mine, "n-1")) == "/mine"
+    kept = reports.under(mine, "n-1").runtime_env_passthrough["env_vars"]
+    assert kept == {"MANTA_REPORT": "/mine"}
 
 
 def test_variables_that_are_no_map_are_refused() -> None:
@@ -74,3 +75,13 @@ def test_what_a_job_measured_is_told_by_the_api_and_who_asked_from_where(site: S
     assert told == {"artifacts": {"model": "s3://…@b/m"}, "metrics": {"x": 0.5}}
     (submitted,) = [e for e in queries.events_of(site.state) if e.kind == "submitted"]
     assert submitted.actor == "key:ci@testclient"
+
+
+def test_a_report_elsewhere_than_in_the_storage_or_too_large_is_not_read(tmp_path: Path) -> None:
+    for url in ("/dev/zero", "/nowhere/../etc/passwd", "http://inside/secret"):
+        asked = request("a", runtime_env_passthrough={"env_vars": {"MANTA_REPORT": url}})
+        assert reports.url_of(asked) == "", url
+    file = tmp_path / "report.json"
+    file.write_bytes(b"[" + b" " * reports.MAX_BYTES + b"]")
+    with pytest.raises(InputError, match="larger than"):
+        reports.read(str(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ from queue_site import Site
 from queue_state import request
 
 from manta.errors import InputError, MantaError
-from manta.jobs import cron, lease, queries, runs, store
+from manta.jobs import cron, lease, queries, runs, store, unchanged
 from manta.jobs.controller import Options
 from manta.jobs.model import JobState
+from manta.jobs.resume import resume
 from manta.jobs.run_request import RunRequest, ServeFile, StepRequest, filled, report_url
 from manta.jobs.runs import Run, RunStep
 
@@ -113,7 +115,7 @@ def test_a_failure_stops_what_needs_it_and_a_retry_of_the_run_repeats_nothing(
     run = pipeline.until("FAILED")
     assert [step.state for step in run.steps] == ["FAILED", "SUCCEEDED", "", "SUCCEEDED"]
     assert "boom" in run.steps[0].message
-    runs.resume(site.state, "r", "ann")
+    resume(site.state, "r", "ann")
     site.runs("r-a-attempt-2")
     site.ray.end("r-a-attempt-2")
     site.runs("r-after-a")
@@ -167,11 +169,11 @@ def test_a_step_that_was_changed_runs_anew_and_what_succeeded_is_kept(pipeline: 
     site.ray.end("r-b", "FAILED", driver_exit_code=1)
     pipeline.until("FAILED")
     mended = {"a": ((), {"entrypoint": "other"}), "b": ("a", {"entrypoint": "mended"}), "c": "b"}
-    runs.resume(site.state, "r", "ann", pipeline.asked(mended))
+    resume(site.state, "r", "ann", pipeline.asked(mended))
     site.runs("r-b-v2")
     site.ray.end("r-b-v2", "FAILED", driver_exit_code=1)
     pipeline.until("FAILED")
-    runs.resume(site.state, "r", "ann", pipeline.asked(mended))  # the same again: a retry
+    resume(site.state, "r", "ann", pipeline.asked(mended))  # the same again: a retry
     site.runs("r-b-v2-attempt-2")
     site.ray.end("r-b-v2-attempt-2")
     site.runs("r-c")
@@ -183,9 +185,9 @@ def test_a_run_is_not_resumed_on_another_cluster_or_as_another_pipeline(pipeline
     pipeline.submit({"a": ()})
     state = pipeline.site.state
     with pytest.raises(InputError, match="give --cluster local"):
-        runs.resume(state, "r", "ann", pipeline.asked({"a": ()}, cluster="else"))
+        resume(state, "r", "ann", pipeline.asked({"a": ()}, cluster="else"))
     with pytest.raises(InputError, match="is of pipeline p, not q"):
-        runs.resume(state, "r", "ann", pipeline.asked({"a": ()}, pipeline="q"))
+        resume(state, "r", "ann", pipeline.asked({"a": ()}, pipeline="q"))
 
 
 def test_what_a_step_made_is_passed_on(pipeline: Runs) -> None:
@@ -275,7 +277,7 @@ def test_a_deploy_is_a_step_that_the_controller_does_and_does_again(pipeline: Ru
     pipeline.submit({"serve": ServeFile(name="llm.yaml", text="applications: []")})
     pipeline.site.start()
     assert pipeline.until("FAILED").steps[0].message == "not healthy"
-    runs.resume(pipeline.site.state, "r", "ann")
+    resume(pipeline.site.state, "r", "ann")
     run = pipeline.until("SUCCEEDED")
     assert run.steps[0].artifacts == {"endpoint": "http://127.0.0.1:8000"}
     assert asked == [("local", "llm.yaml", "applications: []")] * 2
@@ -293,7 +295,7 @@ def test_stopping_a_run_stops_its_jobs_and_begins_nothing_more(pipeline: Runs) -
         site.until_state(job, JobState.STOPPED)
     time.sleep(0.5)
     assert "r-c" not in site.ray.jobs
-    runs.resume(site.state, "r", "ann")
+    resume(site.state, "r", "ann")
     for job in ("r-a-attempt-2", "r-b-attempt-2"):
         site.runs(job)
         site.ray.end(job)
@@ -309,7 +311,7 @@ def test_a_run_that_was_stopped_as_its_step_began_submits_nothing(pipeline: Runs
     assert held is not None
     run, job = pipeline.get(), runs.request_of(site.state, "r", "a").job
     runs.stop(site.state, "r", "ann", "enough")
-    runs.begin_step(site.state, held, run, "a", job, "mark")
+    runs.begin_step(site.state, held, run, run.steps[0], job, "mark")
     assert queries.find(site.state, "r-a") is None
     assert pipeline.step("a").state == runs.WAITING
 
@@ -356,3 +358,170 @@ def test_a_name_that_makes_a_steps_job_too_long_is_refused(pipeline: Runs) -> No
         cron.put(
             pipeline.site.state, cron.Entry(**told, request=asked, checked_at=0.0, last_id="")
         )
+
+
+# -- What a review found --
+
+
+def _fail(site: Site, job: str) -> None:
+    site.runs(job)
+    site.ray.end(job, "FAILED", driver_exit_code=1)
+
+
+def test_a_changed_step_never_takes_the_job_of_another_step(pipeline: Runs) -> None:
+    site = pipeline.site
+    pipeline.submit({"t-v1": (), "t-v2": ()})
+    site.start()
+    _fail(site, "r-t-v1")
+    site.runs("r-t-v2")
+    site.ray.end("r-t-v2")
+    pipeline.until("FAILED")
+    mended = {"t-v1": ((), {"entrypoint": "mended"}), "t-v2": ()}
+    resume(site.state, "r", "ann", pipeline.asked(mended))
+    site.runs("r-t-v3")
+    assert site.ray.jobs["r-t-v3"]["entrypoint"] == "mended"
+
+
+def test_a_job_of_that_id_that_the_step_did_not_begin_is_never_taken_for_its_own(
+    pipeline: Runs,
+) -> None:
+    site = pipeline.site
+    site.submit("r-a", entrypoint="anything else")
+    pipeline.submit({"a": ()})
+    site.start()
+    site.runs("r-a")
+    site.ray.end("r-a")
+    pipeline.until("FAILED")
+    resume(site.state, "r", "ann")
+    assert "belongs to `anything else`" in pipeline.until("FAILED").steps[0].message
+
+
+def test_a_resumed_step_waits_for_what_it_needs_now(pipeline: Runs) -> None:
+    site = pipeline.site
+    pipeline.submit({"b": ()})
+    site.start()
+    _fail(site, "r-b")
+    pipeline.until("FAILED")
+    resume(site.state, "r", "ann", pipeline.asked({"prep": (), "b": "prep"}))
+    site.runs("r-prep")
+    time.sleep(0.5)
+    assert list(site.ray.jobs) == ["r-b", "r-prep"]
+    site.ray.end("r-prep")
+    site.runs("r-b-v2")
+
+
+def test_what_was_found_for_a_step_that_has_been_replaced_is_dropped(pipeline: Runs) -> None:
+    state = pipeline.site.state
+    pipeline.submit({"a": ()})
+    held, run = lease.acquire(state), pipeline.get()
+    assert held is not None
+    old = runs.request_of(state, "r", "a").job
+    runs.stop(state, "r", "ann", "enough")
+    resume(state, "r", "ann", pipeline.asked({"a": ((), {"entrypoint": "new"})}))
+    runs.begin_step(state, held, run, run.steps[0], old, "mark")
+    runs.settle_step(state, held, run, run.steps[0], JobState.SUCCEEDED)
+    assert queries.find(state, "r-a") is None
+    assert pipeline.step("a").state == runs.WAITING
+
+
+def test_a_deploy_that_was_stopped_is_done_with_the_file_as_it_is_then(pipeline: Runs) -> None:
+    site, asked = pipeline.site, list[str]()
+    gate = threading.Event()
+
+    def deploy(cluster: str, name: str, text: str, say: Callable[[str], None]) -> str:
+        asked.append(text)
+        gate.wait(20)
+        return "http://there"
+
+    site.options = Options(deploy=deploy)
+    pipeline.submit({"serve": ServeFile(name="x.yaml", text="old")})
+    site.start()
+    site.until(lambda: asked, "the deploy begins")
+    assert runs.stop(site.state, "r", "ann", "enough").steps[0].state == "STOPPED"
+    resume(site.state, "r", "ann", pipeline.asked({"serve": ServeFile(name="x.yaml", text="new")}))
+    gate.set()
+    pipeline.until("SUCCEEDED")
+    assert asked == ["old", "new"]
+
+
+def test_a_cron_line_whose_id_is_anothers_is_left_out_and_the_controller_lives(
+    pipeline: Runs,
+) -> None:
+    site = pipeline.site
+    told = {"name": "n", "line": "* * * * *", "timezone": "UTC", "actor": "ann", "last_id": ""}
+    entry = cron.Entry(**told, request=request("n"), checked_at=time.time() - 120)
+    for due in (entry.due(time.time()), entry.next(time.time())):
+        site.submit(entry.job_id(due), entrypoint="mine")
+    cron.put(site.state, entry)
+    site.start()
+
+    def skipped() -> list[str]:
+        return [e.text for e in queries.events_of(site.state) if e.kind == "cron skipped"]
+
+    site.until(skipped, "it is said")
+    assert "belongs to `mine`" in skipped()[0]
+    site.submit("later")
+    site.runs("later")
+
+
+def test_a_step_whose_report_was_wrong_can_be_mended(pipeline: Runs) -> None:
+    site = pipeline.site
+    pipeline.submit({"a": ()})
+    file = Path(report_url(site.storage_url, "r", "a"))
+    file.parent.mkdir(parents=True)
+    file.write_text("[]")
+    site.start()
+    site.runs("r-a")
+    site.ray.end("r-a")
+    pipeline.until("FAILED")
+    resume(site.state, "r", "ann", pipeline.asked({"a": ((), {"entrypoint": "mended"})}))
+    site.runs("r-a-v2")
+    file.unlink()
+    site.ray.end("r-a-v2")
+    pipeline.until("SUCCEEDED")
+
+
+def test_a_retry_that_comes_as_the_step_is_being_settled_is_not_lost(pipeline: Runs) -> None:
+    site = pipeline.site
+    pipeline.submit({"a": ()})
+    site.start()
+    _fail(site, "r-a")
+    site.until_state("r-a", JobState.FAILED)
+    site.stop()
+    held, run = lease.acquire(site.state), pipeline.get()
+    assert held is not None
+    store.retry(site.state, "r-a", "ann")
+    runs.settle_step(site.state, held, run, run.steps[0], JobState.FAILED)  # decided before
+    runs.end(site.state, held, "r")
+    told = pipeline.get()
+    assert told.state == "RUNNING"
+    assert not told.steps[0].settled
+
+
+def test_what_cannot_be_seen_is_not_taken_for_unchanged(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    unchanged.remember("m", "a", {"table": str(tmp_path / "nowhere")}, root)
+    assert unchanged.find("m", root) is None
+
+
+def test_a_run_is_not_resumed_while_a_job_of_it_is_still_being_stopped(pipeline: Runs) -> None:
+    site = pipeline.site
+    pipeline.submit({"a": ()})
+    site.start()
+    site.until(lambda: queries.find(site.state, "r-a"), "it is submitted")
+    site.until_state("r-a", JobState.RUNNING)
+    site.stop()  # so that nobody ends the job
+    runs.stop(site.state, "r", "ann", "enough")
+    with pytest.raises(InputError, match="r-a is still being stopped"):
+        resume(site.state, "r", "ann")
+
+
+def test_a_run_of_many_steps_goes_on_in_turns_with_all_else(pipeline: Runs) -> None:
+    site = pipeline.site
+    site.options = Options(max_running=200)
+    pipeline.submit({f"s{number}": () for number in range(120)})
+    site.start()
+    site.until(lambda: len(site.ray.jobs) == 120, "all begin")
+    for job in list(site.ray.jobs):
+        site.ray.end(job)
+    pipeline.until("SUCCEEDED")

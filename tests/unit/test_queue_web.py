@@ -124,12 +124,13 @@ def test_a_run_is_told_with_needs_and_the_states_of_its_jobs(state: State, lease
     assert (first.state, first.job_id) == ("", "r-one")
     assert (second.state, second.job_id, second.needs) == ("", None, ("one",))
     asked = runs.request_of(state, "r", "one").job
-    runs.begin_step(state, lease, run, "one", asked, "mark")
+    runs.begin_step(state, lease, run, first, asked, "mark")
     assert runs.listed(state, 5)[0].steps[0].state == "QUEUED"
     store.ask_stop(state, "r-one", "ann", "enough")
     assert runs.listed(state, 5)[0].steps[0].state == "STOPPED"
-    runs.settle_step(state, lease, run, "one", JobState.SUCCEEDED, job_id="earlier-one")
-    runs.settle_step(state, lease, run, "two", JobState.SUCCEEDED)
+    first, second = runs.listed(state, 5)[0].steps
+    runs.settle_step(state, lease, run, first, JobState.SUCCEEDED, job_id="earlier-one")
+    runs.settle_step(state, lease, run, second, JobState.SUCCEEDED)
     run = runs.listed(state, 5)[0]
     assert [(step.state, step.job_id) for step in run.steps] == [
         ("SUCCEEDED", "earlier-one"),
@@ -139,9 +140,14 @@ def test_a_run_is_told_with_needs_and_the_states_of_its_jobs(state: State, lease
 
 
 def test_a_run_shows_no_passwords(client: TestClient, state: State, key: dict[str, str]) -> None:
-    run = _run().model_copy(update={"storage_url": "s3://user:hush@host/x"})
-    runs.submit(state, run, "ann")
+    asked = _run().model_copy(update={"storage_url": "s3://user:hush@host/x"})
+    runs.submit(state, asked, "ann")
+    held, run = leases.acquire(state), runs.get(state, "r")
+    assert held is not None
+    made = {"model": "s3://user:hush@host/x/m"}
+    runs.settle_step(state, held, run, run.steps[0], JobState.SUCCEEDED, artifacts=made)
     answer = client.get("/api/v1/runs", headers=key)
+    assert answer.json()[0]["steps"][0]["artifacts"] == {"model": "s3://…@host/x/m"}
     assert answer.json()[0]["id"] == "r"
     assert "hush" not in answer.text
 

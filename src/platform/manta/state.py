@@ -180,6 +180,7 @@ pipeline_steps = sa.Table(
     sa.Column("run_id", sa.Text, sa.ForeignKey("pipeline_runs.id"), primary_key=True),
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
     sa.Column("needs", sa.Text, nullable=False),
     sa.Column("job_id", sa.Text),
     sa.Column("request", sa.Text, nullable=False),

@@ -103,19 +103,21 @@ def file_sizes(url: str) -> dict[str, int]:
     }
 
 
-def read_bytes(url: str) -> bytes:
-    """The whole file. Raises InputError if it is missing or unreadable."""
+def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
+    """The whole file. Raises InputError if it is missing, unreadable, or over `max_bytes`."""
     fs, path = filesystem(url)
     with _explained(url, "be read", InputError), fs.open(path, "rb") as file:
-        data = file.read()
+        data = file.read() if max_bytes is None else file.read(max_bytes + 1)
     assert isinstance(data, bytes)
+    if max_bytes is not None and len(data) > max_bytes:
+        raise InputError(f"{url} is larger than {max_bytes:,} bytes")
     return data
 
 
-def read_json(url: str) -> Any:
-    """The file as JSON. Raises InputError if it is missing or not JSON."""
+def read_json(url: str, max_bytes: int | None = None) -> Any:
+    """The file as JSON. Raises InputError if it is missing or not JSON, or over `max_bytes`."""
     try:
-        return json.loads(read_bytes(url))
+        return json.loads(read_bytes(url, max_bytes))
     except ValueError:
         raise InputError(
             f"{url}: not JSON, or cut short", "delete it and run its step again"

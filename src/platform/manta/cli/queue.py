@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ import click
 
 from manta.cli import output
 from manta.errors import InputError
+
+DEPLOY_PATIENCE_S = 1800.0
+"""How long a step of a pipeline waits for another deploy to end."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,14 +71,26 @@ def command(
 
 
 def _deploy(cluster: str, name: str, text: str, say: Callable[[str], None]) -> str:
-    """Apply a Serve config that a step of a pipeline holds; its URL when it is healthy."""
+    """Apply a Serve config that a step of a pipeline holds; its URL when it is healthy.
+
+    One deploy changes a cluster at a time: others of the run, or of people, are waited for.
+    """
     from manta.cluster import record
     from manta.serving import rollout
+    from manta.serving.lock import Taken
 
+    deadline = time.monotonic() + DEPLOY_PATIENCE_S
     with tempfile.TemporaryDirectory(prefix="manta-") as folder:
         file = Path(folder, Path(name).name)
         file.write_text(text)
-        return rollout.deploy_file(record.find(cluster), str(file), say).url
+        while True:
+            try:
+                return rollout.deploy_file(record.find(cluster), str(file), say).url
+            except Taken as error:
+                if time.monotonic() > deadline:
+                    raise
+                say(f"waits: {error.what}")
+                time.sleep(2.0)
 
 
 def _serve(state: State, address: str) -> None:

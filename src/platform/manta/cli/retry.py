@@ -18,11 +18,12 @@ def command(job: str, no_wait: bool, as_json: bool) -> int:
     on with what has not succeeded; `manta run --resume` does so with the files as they are now.
     """
     from manta.jobs import request, runs, store
+    from manta.jobs.resume import resume as resume_run
 
     state = watch.open_state()
     if runs.find(state, job) is not None:
         known = watch_run.attempts(state, job)
-        runs.resume(state, job, request.actor())
+        resume_run(state, job, request.actor())
         if no_wait:
             output.print_json({"run_id": job}) if as_json else click.echo(job)
             return 0

@@ -117,11 +117,12 @@ def request_of(
 
 def _run(wanted: RunRequest, *, resume: bool, no_wait: bool, as_json: bool) -> int:
     from manta.jobs import request, runs
+    from manta.jobs.resume import resume as resume_run
 
     state = watch.open_state()
     known = watch_run.attempts(state, wanted.id) if resume else {}
     if resume:
-        runs.resume(state, wanted.id, request.actor(), wanted)
+        resume_run(state, wanted.id, request.actor(), wanted)
     else:
         runs.submit(state, wanted, request.actor())
     if no_wait:

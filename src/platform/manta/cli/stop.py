@@ -31,14 +31,15 @@ def command(job: str, timeout_s: float, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         click.echo(shlex.join(["ray", "job", "stop", job]))
         return
-    from manta.jobs import request, runs, store
+    from manta.jobs import queries, request, runs, store
 
     state = watch.open_state()
     who, reason = request.actor(), f"stopped by {request.me()}"
     if runs.find(state, job) is not None:
         run = runs.stop(state, job, who, reason)
         for step in run.steps:
-            if step.job_id and step.state not in (runs.WAITING, "SUCCEEDED"):
+            is_there = step.job_id and queries.find(state, step.job_id) is not None
+            if step.job_id and is_there and step.state not in (runs.WAITING, "SUCCEEDED"):
                 _wait(state, step.job_id, timeout_s)
         if as_json:
             watch_run.print_json(runs.get(state, job))

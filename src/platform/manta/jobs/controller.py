@@ -66,7 +66,7 @@ class Controller:
         self._watch = Watch(self._pool, self._wake.set)
         self._accounts = Accounts(state, lease, self._pool, options.max_running)
         self._view, self._clock = View(state), Clock(state, lease)
-        self._walker = Walker(state, lease, self._pool, self._wake.set, options.deploy)
+        self._walker = Walker(state, lease, self._wake.set, options.deploy)
         self._shipper, self._steady = Shipper(), Steady()
         self._flights: dict[str, Future[Outcome | None]] = {}
         self._landed_at: dict[str, float] = {}
@@ -95,6 +95,7 @@ class Controller:
         finally:
             self._stop.set()
             self._shipper.close()
+            self._walker.close()
             self._pool.shutdown(wait=False, cancel_futures=True)
         with self._state.read() as connection:
             self._lease.check(connection)
@@ -135,8 +136,8 @@ class Controller:
         self._wake.clear()
 
     def _idle_too_long(self) -> bool:
-        work = self._view.active, self._view.waiting, self._clock.entries, self._walker.unfinished
-        if any(work):
+        view, runs = self._view, self._walker.unfinished
+        if view.active or view.waiting or self._clock.entries or runs:
             self._busy_at = time.monotonic()
         limit_s = self._options.idle_stop_s
         return limit_s is not None and time.monotonic() > self._busy_at + limit_s

@@ -147,12 +147,18 @@ class Clock:
         job_id = entry.job_id(due)
         if self._is_running(entry.last_id) and entry.last_id != job_id:
             return self._checked(entry, due, entry.last_id, f"{entry.last_id} has not ended")
+        try:
+            self._submit(entry, job_id)
+        except InputError as error:  # its id is another's: that must not hold up all others
+            return self._checked(entry, due, entry.last_id, error.what)
+        return self._checked(entry, due, job_id, "")
+
+    def _submit(self, entry: Entry, job_id: str) -> None:
         who = f"cron for {entry.actor}"
         if isinstance(entry.request, RunRequest):
             runs.submit(self._state, with_id(entry.request, job_id), who)
         else:
             store.submit(self._state, reports.under(entry.request, job_id), who)
-        return self._checked(entry, due, job_id, "")
 
     def _is_running(self, last_id: str) -> bool:
         if not last_id:

@@ -132,7 +132,9 @@ def without_passwords(value: Any) -> Any:
             key: HIDDEN if key == "env_vars" else without_passwords(inner)
             for key, inner in value.items()
         }
-    return [without_passwords(inner) for inner in value] if isinstance(value, list) else value
+    return (
+        [without_passwords(inner) for inner in value] if isinstance(value, list | tuple) else value
+    )
 
 
 def _dashboards() -> dict[str, str]:

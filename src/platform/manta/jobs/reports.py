@@ -17,6 +17,8 @@ from manta.errors import InputError
 from manta.jobs.model import JobRequest
 
 VARIABLE = "MANTA_REPORT"
+MAX_BYTES = 2**20
+"""Of a report; the controller reads it into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,14 @@ def under(job: JobRequest, job_id: str) -> JobRequest:
 
 
 def url_of(job: JobRequest) -> str:
-    """Where the job writes it; empty if nobody told it a place."""
+    """Where the job writes it; empty if that is not under its storage root: nobody reads it then.
+
+    Whoever submits may name any place, and the controller must not open what they cannot.
+    """
     variables = job.runtime_env_passthrough.get("env_vars") or {}
-    return str(variables.get(VARIABLE, ""))
+    url = str(variables.get(VARIABLE, "")) if isinstance(variables, Mapping) else ""
+    is_inside = url.startswith(storage.join(job.storage_url, "")) and ".." not in url.split("/")
+    return url if is_inside else ""
 
 
 def make_place(url: str) -> None:
@@ -70,7 +77,7 @@ def read(url: str) -> Report:
     """The report; an empty one if there is none. Raises InputError if it is not as above."""
     if not url or not storage.exists(url):
         return Report()
-    told = storage.read_json(url)
+    told = storage.read_json(url, MAX_BYTES)
     artifacts, metrics = _part(told, "artifacts", url), _part(told, "metrics", url)
     return Report(
         artifacts={str(name): str(value) for name, value in artifacts.items()},

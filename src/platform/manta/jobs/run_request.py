@@ -40,8 +40,8 @@ class StepRequest(BaseModel):
 
     def same(self, other: StepRequest) -> bool:
         """Whether both do the same, so that a job of the one serves for the other."""
-        if self.job is None or other.job is None:
-            return self.deploy == other.deploy
+        if self.job is None or other.job is None or self.needs != other.needs:
+            return self.deploy == other.deploy and self.needs == other.needs
         # Not by digest: a default 0 that was written and read again is 0.0, and has another.
         renamed = other.job.model_copy(update={"id": self.job.id})
         return self.job.content() == renamed.content()

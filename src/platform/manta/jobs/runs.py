@@ -7,7 +7,7 @@ job that does it has its own state, and what is shown of a step is that of the j
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ from manta.state import pipeline_steps as rows
 
 WAITING = ""
 """State of a step that has not begun."""
-_RUNNING = str(JobState.RUNNING)
-_SETTLED = frozenset(map(str, DONE))
+RUNNING = str(JobState.RUNNING)
+SETTLED = frozenset(map(str, DONE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class RunStep:
     """One step of a run. Times are UTC seconds; None where not known."""
 
     name: str
+    version: int
+    """Changes with each decision about it, but not with what its job does."""
     needs: tuple[str, ...]
     job_id: str | None
     """The job that does it, or did it in an earlier run; None for a deploy."""
@@ -74,7 +76,20 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether nothing more begins unless it is resumed."""
-        return self.state in _SETTLED
+        return self.state in SETTLED
+
+    @property
+    def alive(self) -> bool:
+        """Whether a step is under way, or may begin one day."""
+        stuck: set[str] = set()
+        for step in self.steps:  # each comes after what it needs
+            if step.settled:
+                stuck |= set() if step.succeeded else {step.name}
+            elif step.state != WAITING or not stuck.intersection(step.needs):
+                return True
+            else:
+                stuck.add(step.name)
+        return False
 
 
 # -- What users do --
@@ -95,45 +110,12 @@ def submit(state: State, request: RunRequest, actor: str) -> bool:
                 )
             return False
         row = request.model_dump(exclude={"steps"})
-        row |= {"actor": actor, "state": _RUNNING, "started_at": at}
+        row |= {"actor": actor, "state": RUNNING, "started_at": at}
         connection.execute(runs.insert().values(**row))
         for number, step in enumerate(request.steps, 1):
-            connection.execute(rows.insert().values(**_new_row(request.id, number, step)))
-        _note(connection, actor, request, "run began", request.id)
+            connection.execute(rows.insert().values(**new_row(request.id, number, step)))
+        note(connection, actor, request, "run began", request.id)
     return True
-
-
-def resume(state: State, run_id: str, actor: str, anew: RunRequest | None = None) -> None:
-    """Let a run that failed or was stopped go on: what has not succeeded is tried again.
-
-    Args:
-        state: where it is.
-        run_id: of the run.
-        actor: who asks.
-        anew: the pipeline as it is now. A step of it that differs from what failed gets a new
-            job; None to run the same again.
-
-    Raises InputError if there is no such run, or `anew` is of another pipeline.
-    """
-    with state.write() as connection:
-        run = _get(connection, run_id)
-        if anew is not None and anew.pipeline != run.pipeline:
-            raise InputError(f"run {run_id} is of pipeline {run.pipeline}, not {anew.pipeline}")
-        if anew is not None and anew.cluster != run.cluster:
-            raise InputError(
-                f"run {run_id} is on cluster {run.cluster}", f"give --cluster {run.cluster}"
-            )
-        for step in run.steps:
-            if not step.settled and step.state not in _SETTLED:
-                continue
-            if not step.succeeded:
-                _set_back(connection, run_id, step)
-        if anew is not None:
-            _replace(connection, run, anew)
-        for job in _to_retry(connection, run_id):
-            store.retry_in(connection, job, actor)
-        _set(connection, runs, runs.c.id == run_id, state=_RUNNING, ended_at=None)
-        _note(connection, actor, run, "run", f"{run_id}: resumed")
 
 
 def stop(state: State, run_id: str, actor: str, reason: str) -> Run:
@@ -142,12 +124,15 @@ def stop(state: State, run_id: str, actor: str, reason: str) -> Run:
     Raises InputError if there is no such run.
     """
     with state.write() as connection:
-        run = _get(connection, run_id)
+        run = read(connection, run_id)
         if not run.done:
-            _set(connection, runs, runs.c.id == run_id, state="STOPPED", ended_at=now())
-            _note(connection, actor, run, "run stopped", f"{run_id}: {reason}")
+            change(connection, runs, runs.c.id == run_id, state="STOPPED", ended_at=now())
+            for step in run.steps:
+                if step.job_id is None and step.state == RUNNING:  # a deploy goes on by itself
+                    change_step(connection, run, step, state="STOPPED", ended_at=now())
+            note(connection, actor, run, "run stopped", f"{run_id}: {reason}")
     for step in run.steps:
-        if step.job_id and step.state not in (WAITING, *_SETTLED):
+        if step.job_id and step.state not in (WAITING, *SETTLED):
             store.ask_stop(state, step.job_id, actor, reason)
     return get(state, run_id)
 
@@ -164,7 +149,7 @@ def find(state: State, run_id: str) -> Run | None:
 def get(state: State, run_id: str) -> Run:
     """The run. Raises InputError if there is none."""
     with state.read() as connection:
-        return _get(connection, run_id)
+        return read(connection, run_id)
 
 
 def listed(state: State, limit: int, before_seq: int | None = None) -> list[Run]:
@@ -178,7 +163,7 @@ def listed(state: State, limit: int, before_seq: int | None = None) -> list[Run]
 
 def unfinished(state: State) -> list[Run]:
     """Runs that the controller walks, oldest first."""
-    query = sa.select(runs).where(runs.c.state == _RUNNING).order_by(runs.c.seq)
+    query = sa.select(runs).where(runs.c.state == RUNNING).order_by(runs.c.seq)
     with state.read() as connection:
         return _read(connection, query)
 
@@ -194,28 +179,31 @@ def request_of(state: State, run_id: str, step: str) -> StepRequest:
 
 
 def begin_step(
-    state: State, lease: Lease, run: Run, step: str, job: JobRequest | None, mark: str
+    state: State, lease: Lease, run: Run, step: RunStep, job: JobRequest | None, mark: str
 ) -> None:
     """The step begins: its job, if it has one, is submitted with the same commit.
 
-    Nothing happens if the run was stopped meanwhile. Raises InputError if the job's id is taken.
+    Nothing happens if the run was stopped, or the step replaced, since `step` was read. Raises
+    InputError if the job's id is taken.
     """
     with state.write() as connection:
         lease.check(connection)
         now_state = sa.select(runs.c.state).where(runs.c.id == run.id)
-        if connection.execute(now_state).scalar() != _RUNNING:
+        if connection.execute(now_state).scalar() != RUNNING:
+            return
+        facts = {"state": RUNNING, "mark": mark, "started_at": now()}
+        if not change_step(connection, run, step, **facts):
             return
         if job is not None:
             store.submit_in(connection, job, run.actor)
-        _set_step(connection, run, step, state=_RUNNING, mark=mark, started_at=now())
-        _note(connection, store.CONTROLLER, run, "run", f"{run.id}: step {step} began")
+        note(connection, store.CONTROLLER, run, "run", f"{run.id}: step {step.name} began")
 
 
 def settle_step(
     state: State,
     lease: Lease,
     run: Run,
-    step: str,
+    step: RunStep,
     end: JobState,
     *,
     message: str = "",
@@ -223,42 +211,53 @@ def settle_step(
     mark: str = "",
     job_id: str = "",
 ) -> None:
-    """The step has ended, in `end`; an empty `mark` or `job_id` leaves what is known."""
+    """The step has ended, in `end`; an empty `mark` or `job_id` leaves what is known.
+
+    Nothing happens if something else was decided about it since `step` was read.
+    """
     with state.write() as connection:
         lease.check(connection)
         facts = {"state": str(end), "message": message}
         facts |= {"artifacts": json.dumps(dict(artifacts or {}))}
         facts |= {name: value for name, value in (("mark", mark), ("job_id", job_id)) if value}
-        _set_step(connection, run, step, ended_at=now(), **facts)
-        text = f"{run.id}: step {step} {end.lower()}"
-        _note(connection, store.CONTROLLER, run, "run", text)
+        if change_step(connection, run, step, ended_at=now(), **facts):
+            text = f"{run.id}: step {step.name} {end.lower()}"
+            note(connection, store.CONTROLLER, run, "run", text)
 
 
 def say(state: State, lease: Lease, run: Run, step: str, message: str) -> None:
     """Note how far a deploy is."""
     with state.write() as connection:
         lease.check(connection)
-        _set_step(connection, run, step, message=message)
+        here = sa.and_(rows.c.run_id == run.id, rows.c.name == step, rows.c.state == RUNNING)
+        change(connection, rows, here, message=message)
 
 
-def end(state: State, lease: Lease, run: Run, how: JobState) -> None:
-    """Nothing more can begin."""
+def end(state: State, lease: Lease, run_id: str) -> None:
+    """The run has ended, if nothing of it can go on."""
     with state.write() as connection:
         lease.check(connection)
-        same = sa.and_(runs.c.id == run.id, runs.c.state == _RUNNING)
-        if _set(connection, runs, same, state=how, ended_at=now()):
-            text = f"{run.id}: {how.lower()}"
-            _note(connection, store.CONTROLLER, run, f"run {how.lower()}", text)
+        run = _find(connection, run_id)
+        if run is None or run.done or run.alive:
+            return
+        states = {step.state for step in run.steps}
+        how = next((s for s in (JobState.FAILED, JobState.STOPPED) if s in states), None)
+        how = how or JobState.SUCCEEDED
+        change(connection, runs, runs.c.id == run_id, state=str(how), ended_at=now())
+        text = f"{run_id}: {how.lower()}"
+        note(connection, store.CONTROLLER, run, f"run {how.lower()}", text)
 
 
 # -- The pieces --
 
 
-def _new_row(run_id: str, number: int, step: StepRequest) -> dict[str, Any]:
+def new_row(run_id: str, number: int, step: StepRequest) -> dict[str, Any]:
+    """The row of a step that has not begun."""
     return {
         "run_id": run_id,
         "name": step.name,
         "number": number,
+        "version": 1,
         "needs": json.dumps(step.needs),
         "job_id": step.job.id if step.job else None,
         "request": step.model_dump_json(),
@@ -269,58 +268,8 @@ def _new_row(run_id: str, number: int, step: StepRequest) -> dict[str, Any]:
     }
 
 
-def _set_back(connection: sa.Connection, run_id: str, step: RunStep) -> None:
-    """Let a step that failed begin anew; a job of it that exists is retried, not made again."""
-    here = sa.and_(rows.c.run_id == run_id, rows.c.name == step.name)
-    is_there = step.job_id and queries.read_job(connection, step.job_id) is not None
-    fresh = {"state": _RUNNING if is_there else WAITING, "message": "", "ended_at": None}
-    _set(connection, rows, here, **fresh)
-
-
-def _to_retry(connection: sa.Connection, run_id: str) -> Sequence[str]:
-    """Jobs of steps under way that have ended without success."""
-    mine = sa.and_(rows.c.run_id == run_id, rows.c.state == _RUNNING)
-    over = jobs.c.state.in_([JobState.FAILED, JobState.STOPPED])
-    query = sa.select(jobs.c.id).join(rows, rows.c.job_id == jobs.c.id).where(mine, over)
-    return connection.execute(query).scalars().all()
-
-
-def _replace(connection: sa.Connection, run: Run, anew: RunRequest) -> None:
-    """Put the steps as they are now in place of those that have not succeeded and do not run."""
-    here = rows.c.run_id == run.id
-    found = {row.name: row for row in connection.execute(sa.select(rows).where(here))}
-    states = _job_states(connection, [row.job_id for row in found.values() if row.job_id])
-    connection.execute(rows.delete().where(here))
-    for number, step in enumerate(anew.steps, 1):
-        row = _new_row(run.id, number, step)
-        if (old := found.get(step.name)) is not None:
-            kept = dict(old._mapping) | {"number": number, "needs": row["needs"]}
-            is_over = states.get(old.job_id) in (JobState.FAILED, JobState.STOPPED)
-            may_change = old.state == WAITING or is_over
-            if not may_change or step.same(StepRequest.model_validate_json(old.request)):
-                row = kept
-            elif old.job_id:
-                job_id = _next_id(old.job_id) if is_over else old.job_id
-                row = _new_row(run.id, number, _with_job_id(step, job_id))
-        connection.execute(rows.insert().values(**row))
-    connection.execute(
-        runs.update().where(runs.c.id == run.id).values(skip_unchanged=anew.skip_unchanged)
-    )
-
-
-def _with_job_id(step: StepRequest, job_id: str) -> StepRequest:
-    if step.job is None:
-        return step
-    return step.model_copy(update={"job": step.job.model_copy(update={"id": job_id})})
-
-
-def _next_id(job_id: str) -> str:
-    """Of the job that does the step in another way: `…-v2` after `…`, `…-v3` after that."""
-    first, _, number = job_id.rpartition("-v")
-    return f"{first}-v{int(number) + 1}" if first and number.isdigit() else f"{job_id}-v2"
-
-
-def _get(connection: sa.Connection, run_id: str) -> Run:
+def read(connection: sa.Connection, run_id: str) -> Run:
+    """The run, in a transaction of the caller. Raises InputError if there is none."""
     run = _find(connection, run_id)
     if run is None:
         raise InputError(f"no run {run_id}", "list them with `manta runs`")
@@ -352,10 +301,11 @@ def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Run]:
 
 def _step(row: sa.Row[Any]) -> RunStep:
     """A step under way is as its job is: it waits, runs, or runs again."""
-    is_settled = row.state in _SETTLED
-    shows_job = row.state == _RUNNING and row.job_state is not None
+    is_settled = row.state in SETTLED
+    shows_job = row.state == RUNNING and row.job_state is not None
     return RunStep(
         name=row.name,
+        version=row.version,
         needs=tuple(json.loads(row.needs)),
         job_id=row.job_id,
         state=row.job_state if shows_job else row.state,
@@ -368,21 +318,27 @@ def _step(row: sa.Row[Any]) -> RunStep:
     )
 
 
-def _job_states(connection: sa.Connection, ids: Collection[str]) -> dict[str, str]:
+def job_states(connection: sa.Connection, ids: Collection[str]) -> dict[str, str]:
+    """Job → its state, of those that there are."""
     query = sa.select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(ids))
     return {row.id: row.state for row in connection.execute(query)}
 
 
-def _set_step(connection: sa.Connection, run: Run, step: str, **facts: Any) -> None:
-    _set(connection, rows, sa.and_(rows.c.run_id == run.id, rows.c.name == step), **facts)
+def change_step(connection: sa.Connection, run: Run, step: RunStep, **facts: Any) -> int:
+    """Change the step's row, if it is as `step` was read; how many rows that were."""
+    here = sa.and_(rows.c.run_id == run.id, rows.c.name == step.name)
+    same = sa.and_(here, rows.c.version == step.version)
+    return change(connection, rows, same, version=step.version + 1, **facts)
 
 
-def _set(connection: sa.Connection, table: sa.Table, where: Any, **facts: Any) -> int:
+def change(connection: sa.Connection, table: sa.Table, where: Any, **facts: Any) -> int:
+    """Change rows; how many they were."""
     return connection.execute(table.update().where(where).values(**facts)).rowcount
 
 
-def _note(
+def note(
     connection: sa.Connection, actor: str, run: Run | RunRequest, kind: str, text: str
 ) -> None:
+    """Write an event, in a transaction of the caller."""
     said = {"at": now(), "actor": actor, "kind": kind, "text": text}
     connection.execute(events.insert().values(**said, job_id="", cluster=run.cluster))

@@ -143,11 +143,12 @@ def retry_in(connection: sa.Connection, job_id: str, actor: str) -> Job:
 
 
 def _reopen(connection: sa.Connection, job_id: str) -> None:
+    """Whoever has decided about the step on what was before finds another version of it."""
     steps, runs = states.pipeline_steps, states.pipeline_runs
-    mine = sa.and_(steps.c.job_id == job_id, steps.c.state.in_(["FAILED", "STOPPED"]))
-    query = sa.select(steps.c.run_id).where(steps.c.job_id == job_id)
-    ids = connection.execute(query).scalars().all()
-    again = {"state": "RUNNING", "message": "", "ended_at": None}
+    begun = sa.and_(steps.c.state.in_(["RUNNING", "FAILED", "STOPPED"]), steps.c.mark != "")
+    mine = sa.and_(steps.c.job_id == job_id, begun)
+    ids = connection.execute(sa.select(steps.c.run_id).where(mine)).scalars().all()
+    again = {"state": "RUNNING", "message": "", "ended_at": None, "version": steps.c.version + 1}
     connection.execute(steps.update().where(mine).values(**again))
     over = sa.and_(runs.c.id.in_(ids), runs.c.state.in_(["FAILED", "STOPPED"]))
     connection.execute(runs.update().where(over).values(state="RUNNING", ended_at=None))

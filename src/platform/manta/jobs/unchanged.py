@@ -51,14 +51,16 @@ def find(mark: str, root: str) -> Earlier | None:
         return None
     told: dict[str, Any] = storage.read_json(_place(mark, root))
     for name, url in told["artifacts"].items():
-        if _content(url) != told["content"][name]:
+        if not told["content"][name] or _content(url) != told["content"][name]:
             return None
     return Earlier(job_id=told["job_id"], artifacts=told["artifacts"])
 
 
 def remember(mark: str, job_id: str, artifacts: Mapping[str, str], root: str) -> None:
-    """Keep what a step that succeeded has made."""
+    """Keep what a step that succeeded has made, unless something of it cannot be read here."""
     content = {name: _content(url) for name, url in artifacts.items()}
+    if not all(content.values()):
+        return
     told = {"job_id": job_id, "artifacts": dict(artifacts), "content": content}
     storage.write_json(_place(mark, root), told)
 

@@ -29,8 +29,10 @@ Say = Callable[[str], None]
 Deploy = Callable[[str, str, str, Say], str]
 """(cluster, name of a Serve config, its text, takes remarks) → URL, when it is healthy."""
 
-TRIES = 5
-"""Of what asks storage, with 1, 2, 4, 8 s between: it fails now and then."""
+TRIES = 4
+"""Of what asks storage, with 1, 2, 4 s between: it fails now and then."""
+MAX_CHANGES = 50
+"""Of steps in one tick: jobs of everybody wait for its end."""
 NOT_RUN = (JobState.FAILED, JobState.STOPPED)
 log = logging.getLogger(__name__)
 
@@ -55,15 +57,17 @@ class Walker:
         self,
         state: State,
         lease: Lease,
-        pool: ThreadPoolExecutor,
         wake: Callable[[], None],
         deploy: Deploy | None,
     ) -> None:
-        self._state, self._lease, self._pool, self._wake = state, lease, pool, wake
+        self._state, self._lease, self._wake = state, lease, wake
         self._deploy = deploy
-        self._flights: dict[tuple[str, str], Future[_Result]] = {}
+        # Not the controller's: deploys last minutes, and looks at clusters must not wait for them.
+        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="pipelines")
+        self._flights: dict[tuple[str, str], tuple[RunStep, Future[_Result]]] = {}
         self._said: dict[tuple[str, str], str] = {}
         self._look = True
+        self._budget, self._landed = MAX_CHANGES, False
         self.unfinished: list[Run] = []
 
     def tick(self, *, changed: bool) -> None:
@@ -71,18 +75,24 @@ class Walker:
         if not (changed or self._look or self._said or self._has_landed()):
             return
         self._look = True  # if this is cut short by an error, the next tick looks again
+        self._budget, self._landed = MAX_CHANGES, False
         self.unfinished = runs.unfinished(self._state)
         for run in self.unfinished:
             self._guarded_walk(run)
         self._forget({run.id for run in self.unfinished})
-        self._look = False
+        # What was found may have been dropped, and told by no event.
+        self._look = self._landed or self._budget <= 0
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _has_landed(self) -> bool:
-        return any(flight.done() for flight in self._flights.values())
+        return any(flight.done() for _, flight in self._flights.values())
 
     def _forget(self, walked: set[str]) -> None:
         """Drop what threads found for runs that were stopped meanwhile."""
-        for key in [k for k, f in self._flights.items() if k[0] not in walked and f.done()]:
+        for key in [k for k, (_, f) in self._flights.items() if k[0] not in walked and f.done()]:
             del self._flights[key]
         for key in [key for key in self._said if key[0] not in walked]:
             self._said.pop(key, None)
@@ -100,16 +110,20 @@ class Walker:
         by_name = {step.name: step for step in run.steps}
         for step in run.steps:
             key = (run.id, step.name)
-            if (said := self._said.pop(key, "")) and not step.settled:
+            if said := self._said.pop(key, ""):
                 runs.say(self._state, self._lease, run, step.name, said)
+            if self._budget <= 0:
+                return
             if (flight := self._flights.get(key)) is None:
                 self._go_on(run, step, by_name)
-            elif flight.done():
+            elif flight[1].done():
+                self._budget -= 1
                 del self._flights[key]
-                self._land(run, step, flight.result())
+                self._land(run, flight[0], flight[1].result())
+                self._landed = True
                 self._wake()  # what follows from it is for the next tick
-        if not _is_alive(run):
-            runs.end(self._state, self._lease, run, _end_of(run))
+        if not run.alive:
+            runs.end(self._state, self._lease, run.id)
 
     def _go_on(self, run: Run, step: RunStep, by_name: Mapping[str, RunStep]) -> None:
         """Start what the step needs next, in a thread; nothing if it waits or its job runs."""
@@ -124,17 +138,20 @@ class Walker:
             self._fly(run, step, self._collect)
         elif step.state in NOT_RUN:
             end = JobState(step.state)
-            runs.settle_step(self._state, self._lease, run, step.name, end, message=step.message)
+            runs.settle_step(self._state, self._lease, run, step, end, message=step.message)
+            self._budget -= 1
             self._wake()
 
     def _fly(self, run: Run, step: RunStep, work: Callable[..., _Result], *more: object) -> None:
+        self._budget -= 1
         asked = runs.request_of(self._state, run.id, step.name)
         flight = self._pool.submit(_guarded, work, run, step, asked, *more)
         flight.add_done_callback(lambda _: self._wake())
-        self._flights[run.id, step.name] = flight
+        self._flights[run.id, step.name] = step, flight
 
     def _land(self, run: Run, step: RunStep, found: _Result) -> None:
-        held = (self._state, self._lease, run, step.name)
+        """Write it down; `step` is as it was when the thread began."""
+        held = (self._state, self._lease, run, step)
         if found.end is not None:
             runs.settle_step(
                 *held,
@@ -209,9 +226,7 @@ def _patiently(work: Callable[[], T]) -> T:
     for number in range(TRIES - 1):
         try:
             return work()
-        except InputError:
-            raise
-        except (MantaError, OSError) as error:
+        except (MantaError, OSError) as error:  # storage tells an outage as what cannot be read
             log.info("%s", error)
             time.sleep(2**number)
     return work()
@@ -226,24 +241,3 @@ def _guarded(work: Callable[..., _Result], *arguments: object) -> _Result:
     except Exception as error:
         log.exception("a step of a run")
         return _Result(end=JobState.FAILED, message=f"{type(error).__name__}: {error}")
-
-
-def _is_alive(run: Run) -> bool:
-    """Whether a step is under way, or may begin one day."""
-    stuck: set[str] = set()
-    for step in run.steps:  # each comes after what it needs
-        if step.settled:
-            stuck |= set() if step.succeeded else {step.name}
-        elif step.state != WAITING or not stuck.intersection(step.needs):
-            return True
-        else:
-            stuck.add(step.name)
-    return False
-
-
-def _end_of(run: Run) -> JobState:
-    states = {step.state for step in run.steps}
-    for state in NOT_RUN:
-        if state in states:
-            return state
-    return JobState.SUCCEEDED

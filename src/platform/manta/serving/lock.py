@@ -92,6 +92,10 @@ def held(
             storage.write_json(_file(lock.folder, lock.number, ".end"), {"at": time.time()})
 
 
+class Taken(MantaError):
+    """Another deploy is at work on the cluster."""
+
+
 def _acquire(folder: str, doing: str, say: Callable[[str], None], ttl_s: float) -> Lock:
     newest, has_ended = _newest(folder)
     if newest and not has_ended:
@@ -129,8 +133,8 @@ def _require_dead(folder: str, number: int, say: Callable[[str], None], ttl_s: f
             raise _taken(holder)
 
 
-def _taken(holder: dict[str, Any]) -> MantaError:
-    return MantaError(
+def _taken(holder: dict[str, Any]) -> Taken:
+    return Taken(
         f"{_who(holder)}",
         "wait until it is done; see `manta apps history`",
     )
