@@ -101,6 +101,7 @@ def test_refusals_are_told_by_cause(tmp_path: Path) -> None:
         assert numbers.get(REQUESTS, outcome="limit", key="limited", status="429") == 1
         assert numbers.get(REQUESTS, outcome="budget", key="spent", status="429") == 1
         assert numbers.get(REQUESTS, outcome="too_large", status="413") == 1
+        assert numbers.get(TOKENS, kind="prompt") == 7
         # What was refused has no times: a flood of refusals must not look like a fast engine.
         assert numbers.get("ray_manta_request_seconds_count_total") == 1
 

@@ -133,16 +133,16 @@ class Observer:
         if sight.meter is None:
             return
         self._in_flight[key] -= 1
-        self._note_times(sight, model, key)
+        if sight.admitted_at is None:  # its limits did not allow it
+            return
+        self._note_times(sight, sight.admitted_at, model, key)
         for kind, number in zip(("prompt", "completion"), sight.meter.tokens(), strict=True):
             if number:
                 news.count(metrics.TOKENS, model, key, kind, amount=number)
 
-    def _note_times(self, sight: Sight, model: str, key: str) -> None:
-        if sight.admitted_at is None:  # its limits did not allow it
-            return
+    def _note_times(self, sight: Sight, admitted_at: float, model: str, key: str) -> None:
         news, now = self._news, time.perf_counter()
-        waited = sight.admitted_at - sight.began
+        waited = admitted_at - sight.began
         news.times_of(metrics.ADMISSION, model, key).note(waited)
         news.times_of(metrics.DURATION, model, key).note(now - sight.began)
         pace = sight.meter.pace if sight.meter else None

@@ -142,7 +142,7 @@ def _attributes(sight: Sight) -> dict[str, str | int]:
         found["gen_ai.request.model"] = sight.model[:MAX_NAME_CHARS]
     if sight.key:
         found |= {"manta.key.id": sight.key.id, "manta.key.name": sight.key.name}
-    if sight.meter:
+    if sight.meter and sight.admitted_at is not None:
         prompt, completion = sight.meter.tokens()
         found |= {"gen_ai.usage.input_tokens": prompt, "gen_ai.usage.output_tokens": completion}
     return found
