@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from model_server import ModelServer
 from pydantic import ValidationError
 
-from manta.serving import key_store, keys, usage
+from manta.serving import key_store, keys, usage, vitals
 from manta.serving.cache import ENTRY_BYTES, Page, ResponseCache
 from manta.serving.guard import Guard
 from manta.serving.keys import Role
@@ -320,6 +320,19 @@ def test_a_key_whose_money_is_spent_gets_429_until_the_month_ends(
         assert [one.cost_usd for one in spent.values()] == [pytest.approx(42e-6)]
 
     run(check)
+
+
+def test_answers_from_the_cache_are_no_sign_of_how_a_version_does(tmp_path: Path) -> None:
+    async def check() -> None:
+        here = Lab(tmp_path)
+        here.guard._vitals = vitals.VitalsWriter(here.root, "replica")
+        client = here.client()
+        for _ in range(3):
+            await client.post(CHAT, json=chat())
+        await here.guard.stop()
+        assert vitals.read(here.root, ["replica"]).num_requests == 1
+
+    asyncio.run(check())
 
 
 def test_neither_prompts_nor_answers_nor_what_opens_them_lie_in_the_cache(
