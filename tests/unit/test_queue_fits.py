@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
+from queue_site import Site
 
 from manta.cluster.dashboard import Node
 from manta.cluster.record import Access, ClusterRecord, Launched
 from manta.errors import InputError
-from manta.jobs import fits, shape
+from manta.jobs import access, fits, http_api, queries, shape
+from manta.jobs.access import Role
 from manta.plan.demand import Demand, parse_demand
 
 AWS = """\
@@ -87,3 +90,17 @@ def test_a_search_counts_one_trial_and_a_training_all_its_workers() -> None:
     assert shape.of_demand(search) == '[["CPU", 2.0]]'
     assert shape.of_demand(training) == '[["CPU", 16.0]]'
     assert shape.needs(shape.of_demand(Demand())) == (("slot", 1.0),)
+
+
+def test_who_can_never_be_held_is_refused_over_http_with_the_same_words(site: Site) -> None:
+    client = TestClient(http_api.app(site.state))
+    key = {"Authorization": f"Bearer {access.add(site.state, 'ci', Role.SUBMITTER, 'test')}"}
+    body = {"id": "a", "entrypoint": "true", "resources": {"num_gpus": 8}}
+    answer = client.post("/api/v1/jobs", json=body, headers=key)
+    assert answer.status_code == 400
+    with pytest.raises(InputError) as told:
+        fits.require_possible(site.ray.record, parse_demand('{"GPU": 8}'))
+    said = answer.json()
+    assert "cluster `local` can never hold {GPU: 8}" in said["error"]
+    assert (said["error"], said["fix"]) == (told.value.what, told.value.fix)
+    assert queries.listed(site.state) == []

@@ -258,6 +258,7 @@ def _request(state: State, job: Submission, key: Key) -> JobRequest:
             if not isinstance(path, str) or "://" not in path:
                 raise InputError(f"runtime_env.{field} names a local path", "give a URI")
     demand = demand_of_work(Work(resources=job.resources), "", Path(), "")
+    request.require_possible(demand, job.cluster)
     own_budget.require_enough(job.budget_usd, job.timeout_s, demand, {job.cluster})
     storage_url = request.storage_of(state, job.cluster)
     runtime_env = reports.with_place(job.runtime_env, reports.place(storage_url, job.id))

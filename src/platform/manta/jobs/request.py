@@ -13,6 +13,7 @@ from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
 from manta.jobs import fits, own_budget, packages, queries, reports, shape
 from manta.jobs.model import PRIORITIES, JobRequest, check_id
+from manta.plan.demand import Demand
 from manta.plan.jobs import JobPlan
 from manta.spec import JobSpec
 from manta.state import State
@@ -57,7 +58,7 @@ def prepare(
         MantaError: the storage cannot be written.
     """
     check_id(plan.submission_id)
-    _require_possible(plan, cluster)
+    require_possible(plan.demand, cluster)
     budget_usd, others = (spec.budget_usd, spec.clusters) if spec else (None, ())
     own_budget.require_enough(budget_usd, plan.timeout_s, plan.demand, {cluster, *others})
     shipped = packages.ship(plan.runtime_env_passthrough, storage_url)
@@ -87,13 +88,13 @@ def prepare(
     )
 
 
-def _require_possible(plan: JobPlan, cluster: str) -> None:
+def require_possible(demand: Demand, cluster: str) -> None:
     """Refuse what the cluster could never hold; one that does not answer is not asked."""
     known = next((found for found in record.load_all() if found.name == cluster), None)
-    if known is None or not plan.demand:
+    if known is None or not demand:
         return
     try:
-        fits.require_possible(known, plan.demand)
+        fits.require_possible(known, demand)
     except InputError:
         raise
     except MantaError:
