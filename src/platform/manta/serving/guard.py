@@ -18,13 +18,23 @@ from typing import Any
 from manta.serving import question
 from manta.serving.cache import Page, ResponseCache
 from manta.serving.chat_page import ChatPage
+from manta.serving.exchange import (
+    Receive,
+    Scope,
+    again,
+    header_of,
+    inner,
+    path_of,
+    read_body,
+    secret_of,
+    too_large,
+)
 from manta.serving.key_store import KeyTable
 from manta.serving.keys import USER_ROUTES, Key
 from manta.serving.limiter import Limiter
 from manta.serving.meter import Meter
 from manta.serving.observer import SIGHT, Observer, Sight
 from manta.serving.openai_errors import (
-    Message,
     Refused,
     Send,
     bad_request,
@@ -38,8 +48,6 @@ from manta.serving.usage import Ledger
 from manta.serving.vitals import VitalsWriter
 from manta.spec.guard import GuardConfig, Limits
 
-Receive = Callable[[], Awaitable[Message]]
-Scope = dict[str, Any]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
 POLL_S = 1.0
@@ -182,7 +190,7 @@ class Guard:
     # --- one request ---------------------------------------------------------------------
 
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = _path(scope)
+        path = path_of(scope)
         if self._chat and self._chat.has(scope["method"], path):
             await self._chat.send(scope["method"], path, send)
             return
@@ -201,7 +209,7 @@ class Guard:
     def _key(self, scope: Scope, path: str) -> Key:
         if not self._table.loaded:
             raise overloaded("keys are not known yet; try again")
-        secret = _secret(scope)
+        secret = secret_of(scope)
         if secret is None:
             raise no_key("no API key; send `Authorization: Bearer KEY`")
         stored = self._table.find(secret)
@@ -218,15 +226,15 @@ class Guard:
         if scope["method"] in BODYLESS:
             return Question(body=b"")
         most = self._config.max_body_bytes
-        declared = _header(scope, b"content-length")
+        declared = header_of(scope, b"content-length")
         if declared is not None and (not declared.isdigit() or int(declared) > most):
-            raise _too_large(most)
+            raise too_large(most)
         try:
             async with asyncio.timeout(self._config.body_timeout_s):
-                body = await _read_body(receive, most)
+                body = await read_body(receive, most)
         except TimeoutError:
             raise Refused(408, "request_timeout", "the request did not arrive in time") from None
-        content_type = _header(scope, b"content-type") or b"application/json"
+        content_type = header_of(scope, b"content-type") or b"application/json"
         is_form = content_type.startswith((b"multipart/", b"application/x-www-form"))
         if is_form and path in JSON_ROUTES:
             raise Refused(415, "unsupported_media_type", "send JSON, as `application/json`")
@@ -267,13 +275,13 @@ class Guard:
 
     def _page(self, scope: Scope, asked: Question) -> Page | None:
         """Where the request's answer may lie; None if it must come from the application."""
-        wanted = _header(scope, b"cache-control") or b""
+        wanted = header_of(scope, b"cache-control") or b""
         if not self._cache or not asked.repeatable or b"no-" in wanted:
             return None
-        secret = _secret(scope)
+        secret = secret_of(scope)
         assert secret is not None  # with a cache, keys are required
-        about = [_path(scope).encode(), bytes(scope.get("query_string", b""))]
-        about += [_header(scope, name) or b"" for name in ANSWER_HEADERS]
+        about = [path_of(scope).encode(), bytes(scope.get("query_string", b""))]
+        about += [header_of(scope, name) or b"" for name in ANSWER_HEADERS]
         # A stream's use is hidden from a client that did not ask for it itself.
         about += [b"hidden" if asked.hide_usage else b"", asked.body]
         return self._cache.page(secret, b"\0".join(about))
@@ -290,14 +298,14 @@ class Guard:
         sight: Sight = scope[SIGHT]
         sight.admitted_at = time.perf_counter()
         failed = False
-        record = self._prompts.record(key.id if key else "", _path(scope), asked.body)
+        record = self._prompts.record(key.id if key else "", path_of(scope), asked.body)
         meter.listeners += [one.hear for one in (page, record) if one]
         try:
             if page and page.answer:
                 meter.cached = True
                 await page.answer.send(meter.send)
             else:
-                await self._answer(_inner(scope, asked.body), asked.body, receive, meter)
+                await self._answer(inner(scope, asked.body), asked.body, receive, meter)
         except Exception:  # not CancelledError: that client went away
             failed = True
             raise
@@ -320,7 +328,7 @@ class Guard:
         try:
             async with asyncio.timeout(limit_s):
                 unread = scope["method"] in BODYLESS
-                await self.app(scope, receive if unread else _again(body, receive), meter.send)
+                await self.app(scope, receive if unread else again(body, receive), meter.send)
         except TimeoutError:
             late = Refused(504, "timeout", f"no answer within {limit_s:g} s", kind="server_error")
             if meter.status is None:
@@ -359,68 +367,4 @@ def _served(asked: Question, meter: Meter) -> str:
 
 def _may_change_models(scope: Scope) -> bool:
     """Loading an adapter, new weights: every call that does not ask a model, for it may be one."""
-    return scope["method"] not in BODYLESS and _path(scope) not in USER_ROUTES
-
-
-def _too_large(most: int) -> Refused:
-    return Refused(413, "request_too_large", f"the body may have {most} bytes")
-
-
-async def _read_body(receive: Receive, most: int) -> bytes:
-    parts, num_bytes = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Refused(400, "client_gone", "the request was cut short")
-        parts.append(message.get("body", b""))
-        num_bytes += len(parts[-1])
-        if num_bytes > most:
-            raise _too_large(most)
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once more, and after it what the client does."""
-    given = False
-
-    async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
-
-
-def _inner(scope: Scope, body: bytes) -> Scope:
-    """The request as the application sees it: without the key, which it has no use for."""
-    headers = [
-        (name, value)
-        for name, value in scope["headers"]
-        if name.lower() not in (b"authorization", b"content-length", b"transfer-encoding")
-    ]
-    if body:
-        headers.append((b"content-length", str(len(body)).encode()))
-    if trace := scope[SIGHT].trace:
-        headers = trace.passed_on(headers)
-    return {**scope, "headers": headers}
-
-
-def _path(scope: Scope) -> str:
-    """The route as the application knows it, without the prefix that Serve gave it."""
-    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
-    inside = root and (path == root or path.startswith(root + "/"))
-    return path[len(root) :] or "/" if inside else path
-
-
-def _secret(scope: Scope) -> bytes | None:
-    value = _header(scope, b"authorization")
-    scheme, _, secret = (value or b"").partition(b" ")
-    return secret.strip() if scheme.lower() == b"bearer" and secret.strip() else None
-
-
-def _header(scope: Scope, name: bytes) -> bytes | None:
-    found = [value for key, value in scope["headers"] if key.lower() == name]
-    return bytes(found[0]) if len(found) == 1 else None
+    return scope["method"] not in BODYLESS and path_of(scope) not in USER_ROUTES
