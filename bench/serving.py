@@ -1,21 +1,22 @@
 """The platform's endpoint beside the bare vLLM server.
 
 Both serve the same small model with the same engine arguments, one after the other alone on the
-machine, and are asked by the same load generator: streamed completions of TOKENS tokens, from 1,
-16 and 64 clients, each of which sends its next request when the last is answered. Inter-token
-latency (ITL) is the gap between two pieces of a stream that hold text.
+machine, and are asked by `vllm bench serve` (bench/load.py): streamed completions of TOKENS
+tokens; closed loop from 1, 16 and 64 clients; open loop at 50 and 90 % of the requests/s that the
+first bare server reached from 64. Before that a cold start: from starting the bare server, or
+from the request to an application with no replica, to the first token.
 
     python bench/serving.py [--json FILE] [--repetitions N]
 
-The endpoint is `serve_apps/llm.yaml`, held at one replica, on a cluster of `manta up`, API keys
-included. Its fast path is on; RAY_SERVE_ENABLE_HA_PROXY=0 and its companions in the environment
-switch it off, to compare.
+The endpoint is `serve_apps/llm.yaml`, held at one replica, on a cluster of `manta up`, with an
+API key that has limits. Its fast path is on; RAY_SERVE_ENABLE_HA_PROXY=0, its companions, and
+MANTA_ENGINE_CORES=all in the environment switch parts of it off, to compare.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -24,8 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,31 +38,31 @@ from common import machine, table, write_json
 PROJECT = Path(__file__).parents[1]
 MANTA = str(Path(sys.executable).with_name("manta"))
 MODEL, TOKENS = "bench", 64
-REQUESTS = {1: 16, 16: 96, 64: 256}
-"""Clients → requests of one repetition, over all clients."""
+CLIENTS = {1: 24, 16: 128, 64: 256}
+"""Clients of a closed loop → requests over all of them."""
+SHARES, OPEN_REQUESTS = (0.5, 0.9), 128
+"""Loads of an open loop, as parts of the capacity, and the requests of each."""
 START_TIMEOUT_S = 600
-RAY_WORKER_NICENESS = 15
-"""Ray's default: what a cluster runs gives way to others. So must bare server and load generator,
-or the generator, which shares two cores with both, would hold up only one of them."""
-HEADERS: dict[str, str] = {}
-"""Sent with each request: the API key, once there is one. The bare server does not look at it."""
+NICENESS = 15
+"""What Ray adds to the niceness of its workers. Load generator and bare server must have the same,
+and sessions of their own as Ray's processes do, since Linux shares the cores among sessions."""
+FIGURES = ("tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "itl_mean_ms", "itl_p99_ms")
 SWITCHES = (
     "RAY_SERVE_ENABLE_HA_PROXY",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED",
     "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING",
+    "MANTA_ENGINE_CORES",
 )
 
 
 @dataclass(frozen=True)
-class Stream:
-    """When the pieces of one answer came, in seconds after the request was sent."""
+class Server:
+    """One that answers."""
 
-    times_s: tuple[float, ...]
-
-    @property
-    def gaps_s(self) -> list[float]:
-        """Time from each piece to the next."""
-        return [b - a for a, b in zip(self.times_s, self.times_s[1:], strict=False)]
+    url: str
+    cold_s: float
+    """From nothing to the first token."""
+    key: str = ""
 
 
 def main() -> None:
@@ -70,11 +71,10 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--repetitions", type=int, default=3)
     args = parser.parse_args()
-    os.nice(RAY_WORKER_NICENESS)
     result = measure(args.repetitions)
     print(table(summary(result)))
     for key, value in result.items():
-        if key.startswith("ratio"):
+        if key.startswith(("ratio", "added")):
             print(f"{key} {value:.3f}")
     if args.json:
         write_json(args.json, result)
@@ -82,185 +82,181 @@ def main() -> None:
 
 def measure(repetitions: int) -> dict[str, Any]:
     """Every repetition, and medians of the ratios, endpoint over bare server."""
+    runs: list[dict[str, Any]] = []
+    starts: list[dict[str, float]] = []
+    capacity = None
     with tempfile.TemporaryDirectory(prefix="m-") as name:
         folder = Path(name)
         config = yaml.safe_load((PROJECT / "serve_apps" / "llm.yaml").read_text())
         llm = config["applications"][0]["args"]["llm_configs"][0]
         llm["model_loading_config"] = {"model_id": MODEL, "model_source": MODEL}
         # One engine on each side: a second, starting on the same cores, would be measured too.
-        llm["deployment_config"]["autoscaling_config"]["max_replicas"] = 1
+        llm["deployment_config"]["autoscaling_config"] |= {"min_replicas": 0, "max_replicas": 1}
         model = write_model(str(folder / "storage"))
-        rounds = [
-            {
-                "bare": measured(lambda: bare_server(folder, model, llm)),
-                "endpoint": measured(lambda: platform(folder, config)),
-            }
-            for _ in range(repetitions)
-        ]
-    runs = [
-        {"clients": clients, **{name: asked[clients] for name, (_, asked) in one.items()}}
-        for one in rounds
-        for clients in REQUESTS
-    ]
-    starts = [{name: start_s for name, (start_s, _) in one.items()} for one in rounds]
+        for _ in range(repetitions):
+            with bare_server(folder, model, llm) as bare:
+                bare_figures, capacity = ask(folder, bare, model, capacity)
+            with platform(folder, config) as endpoint:
+                figures, _ = ask(folder, endpoint, model, capacity)
+            starts.append({"bare": bare.cold_s, "endpoint": endpoint.cold_s})
+            for load, found in bare_figures.items():
+                runs.append({"load": load, "bare": found, "endpoint": figures[load]})
     return {
         "machine": machine(),
         "switches": {name: os.environ[name] for name in SWITCHES if name in os.environ},
         "tokens_per_request": TOKENS,
-        "start_s": starts,
+        "capacity_requests_per_s": capacity,
+        "cold_s": starts,
         "repetitions": runs,
         **ratios(runs),
-        "ratio_start": statistics.median(s["endpoint"] / s["bare"] for s in starts),
+        "ratio_cold": statistics.median(s["endpoint"] / s["bare"] for s in starts),
     }
 
 
-def measured(
-    server: Callable[[], AbstractContextManager[tuple[str, float]]],
-) -> tuple[float, dict[int, dict[str, float]]]:
-    """Start one of the two alone and ask it: its start in s, and its figures by clients."""
-    with server() as (url, start_s):
-        ask(url, 16, 32)  # warm
-        return start_s, {clients: ask(url, clients, n) for clients, n in REQUESTS.items()}
-
-
 def ratios(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Median over repetitions of the endpoint's figure over the bare server's."""
+    """Medians over repetitions: the endpoint's figures by the bare server's, and added TTFT."""
     found = {}
-    for clients in REQUESTS:
-        pairs = [(run["endpoint"], run["bare"]) for run in runs if run["clients"] == clients]
+    for load in dict.fromkeys(run["load"] for run in runs):
+        pairs = [(run["endpoint"], run["bare"]) for run in runs if run["load"] == load]
         # The mean gap, not its median: a front end that sends tokens in bunches has a median of 0.
         for key in ("tokens_per_s", "ttft_p50_ms", "itl_mean_ms"):
             values = [endpoint[key] / bare[key] for endpoint, bare in pairs]
-            found[f"ratio_{key}_{clients}_clients"] = statistics.median(values)
+            found[f"ratio_{key}_{load}"] = statistics.median(values)
+        more = [endpoint["ttft_p50_ms"] - bare["ttft_p50_ms"] for endpoint, bare in pairs]
+        found[f"added_ttft_p50_ms_{load}"] = statistics.median(more)
     return found
 
 
 def summary(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each number of clients and server: medians over the repetitions."""
+    """One row for each load and server: medians over the repetitions."""
     rows = []
-    for clients in REQUESTS:
+    for load in dict.fromkeys(run["load"] for run in result["repetitions"]):
         for server in ("bare", "endpoint"):
-            figures = [run[server] for run in result["repetitions"] if run["clients"] == clients]
-            medians = {key: statistics.median(f[key] for f in figures) for key in figures[0]}
+            figures = [run[server] for run in result["repetitions"] if run["load"] == load]
+            medians = {key: statistics.median(f[key] for f in figures) for key in FIGURES}
             rounded = {key: f"{value:.1f}" for key, value in medians.items()}
-            rows.append({"clients": clients, "server": server, **rounded})
+            rows.append({"load": load, "server": server, **rounded})
     return rows
 
 
 # --- load ------------------------------------------------------------------------------------
 
 
-def ask(url: str, clients: int, requests: int) -> dict[str, float]:
-    """Send `requests` streamed completions from `clients` at once; figures over all of them."""
-    began = time.perf_counter()
-    streams = asyncio.run(_ask_all(url, clients, requests))
-    seconds = time.perf_counter() - began
-    first = [stream.times_s[0] for stream in streams]
-    gaps = [gap for stream in streams for gap in stream.gaps_s]
-    return {
-        "tokens_per_s": requests * TOKENS / seconds,
-        "ttft_p50_ms": percentile_ms(first, 50),
-        "ttft_p99_ms": percentile_ms(first, 99),
-        "itl_mean_ms": 1000 * statistics.fmean(gaps),
-        "itl_p50_ms": percentile_ms(gaps, 50),
-        "itl_p99_ms": percentile_ms(gaps, 99),
-    }
+def ask(
+    folder: Path, server: Server, model: str, capacity: float | None
+) -> tuple[dict[str, dict[str, float]], float]:
+    """All loads on a server that is up: figures by load, and the requests/s of the open loops.
+
+    Args:
+        capacity: requests/s of the open loop at its whole; None takes what 64 clients reach here.
+    """
+    closed = [{"requests": n, "clients": clients} for clients, n in CLIENTS.items()]
+    warm, *found = _bench_serve(folder, server, model, [{"requests": 32, "clients": 16}, *closed])
+    assert warm["completed"] == 32
+    capacity = capacity or found[-1]["tokens_per_s"] / TOKENS
+    rates = [{"requests": OPEN_REQUESTS, "requests_per_s": capacity * s} for s in SHARES]
+    found += _bench_serve(folder, server, model, rates)
+    names = [f"{clients}_clients" for clients in CLIENTS]
+    names += [f"{share:.0%}_load" for share in SHARES]
+    return dict(zip(names, found, strict=True)), capacity
 
 
-def percentile_ms(seconds: Sequence[float], percent: int) -> float:
-    """The nearest-rank percentile, in milliseconds."""
-    ordered = sorted(seconds)
-    return 1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+def _bench_serve(
+    folder: Path, server: Server, model: str, loads: list[dict[str, float]]
+) -> list[dict[str, float]]:
+    prompts = folder / "prompts.jsonl"
+    lines = [json.dumps({"prompt": f"def function_{n}(argument):\n"}) for n in range(512)]
+    prompts.write_text("\n".join(lines))
+    wanted = {"base_url": server.url, "model": MODEL, "tokenizer": model, "prompts": str(prompts)}
+    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+    done = subprocess.run(
+        ["nice", "-n", str(NICENESS), sys.executable, str(PROJECT / "bench" / "load.py")],
+        input=json.dumps(wanted | {"tokens": TOKENS, "loads": loads}),
+        env=environment | ({"OPENAI_API_KEY": server.key} if server.key else {}),
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"the load generator failed:\n{done.stdout}{done.stderr}")
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    return [json.loads(line.removeprefix("RESULT ")) for line in results]
 
 
-async def _ask_all(url: str, clients: int, requests: int) -> list[Stream]:
-    numbers = iter(range(requests))
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(
-        timeout=120, limits=limits, trust_env=False, headers=HEADERS
-    ) as client:
-
-        async def work() -> list[Stream]:
-            return [await _ask(client, url, number) for number in numbers]
-
-        return [
-            one for part in await asyncio.gather(*(work() for _ in range(clients))) for one in part
-        ]
-
-
-async def _ask(client: httpx.AsyncClient, url: str, number: int) -> Stream:
-    body = {
-        "model": MODEL,
-        "prompt": f"def function_{number}(argument):\n",
-        "max_tokens": TOKENS,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    began = time.perf_counter()
-    times: list[float] = []
-    async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            event = json.loads(line[6:])
-            if event.get("choices"):
-                times.append(time.perf_counter() - began)
-            elif event.get("usage"):
-                assert event["usage"]["completion_tokens"] == TOKENS
-    return Stream(tuple(times))
+def first_token(url: str, key: str = "") -> None:
+    """Ask until a first token comes, as a client does whose server may not be there yet."""
+    body = {"model": MODEL, "prompt": "def", "max_tokens": 4, "ignore_eos": True, "stream": True}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with (
+            contextlib.suppress(httpx.TransportError),
+            httpx.stream(
+                "POST",
+                f"{url}/v1/completions",
+                json=body,
+                headers=headers,
+                timeout=START_TIMEOUT_S,
+                trust_env=False,
+            ) as answer,
+        ):
+            if answer.status_code == 200:
+                assert next(answer.iter_lines()).startswith("data: {")
+                return
+        time.sleep(0.1)
+    sys.exit(f"{url} gave no token")
 
 
 # --- servers ---------------------------------------------------------------------------------
 
 
 @contextmanager
-def bare_server(folder: Path, model: str, llm: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """vLLM's own server with the endpoint's engine arguments: its base URL, its start in s."""
-    began = time.perf_counter()
+def bare_server(folder: Path, model: str, llm: dict[str, Any]) -> Iterator[Server]:
+    """vLLM's own server with the endpoint's engine arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command = ["nice", "-n", str(NICENESS), sys.executable]
+    command += ["-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)]
     for key, value in llm["engine_kwargs"].items():
         option = f"--{key.replace('_', '-')}"
         command += [option] if value is True else [option, str(value)]
-    log = (folder / "bare.log").open("w")
     environment = os.environ | llm["runtime_env"]["env_vars"]
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    began = time.perf_counter()
+    with (folder / "bare.log").open("w") as log:
+        server = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + START_TIMEOUT_S
     try:
-        while not _answers(url):
-            if server.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"the bare server did not start:\n{(folder / 'bare.log').read_text()}")
-            time.sleep(0.2)
-        yield url, time.perf_counter() - began
+        first_token(url)
+        yield Server(url, time.perf_counter() - began)
     finally:
         server.terminate()
         server.wait(30)
 
 
 @contextmanager
-def platform(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """A cluster with the endpoint deployed: its base URL, and how long the deploy took."""
+def platform(folder: Path, config: dict[str, Any]) -> Iterator[Server]:
+    """A cluster with the endpoint deployed, first without a replica, then with one."""
     file = folder / "llm.yaml"
     file.write_text(yaml.safe_dump(config))
     environment = os.environ | {
         "MANTA_HOME": str(folder / "home"),
         "MANTA_STORAGE": str(folder / "storage"),
     }
-    up = _manta(["up", "--ports", "auto", "--json"], environment)
+    url = json.loads(_manta(["up", "--ports", "auto", "--json"], environment))["serve_url"]
     try:
-        began = time.perf_counter()
         _manta(["deploy", str(file)], environment)
-        start_s = time.perf_counter() - began
-        key = (folder / "home" / "clusters" / "local" / "api_key").read_text().strip()
-        HEADERS["Authorization"] = f"Bearer {key}"
-        yield json.loads(up)["serve_url"], start_s
+        limits = ["--requests-per-min", "100000", "--tokens-per-min", "100000000"]
+        words = ["keys", "make", f"bench-{time.time_ns()}", *limits, "--json"]
+        key = json.loads(_manta(words, environment))["secret"]
+        time.sleep(3)  # until every replica knows the key
+        began = time.perf_counter()
+        first_token(url, key)
+        yield Server(url, time.perf_counter() - began, key)
     finally:
         _manta(["down", "--yes"], environment)
 
@@ -272,13 +268,6 @@ def _manta(words: list[str], environment: dict[str, str]) -> str:
     if done.returncode:
         sys.exit(f"manta {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/v1/models", timeout=5, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 def write_model(root: str) -> str:

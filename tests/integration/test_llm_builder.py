@@ -66,3 +66,36 @@ def test_direct_streaming_which_has_no_ingress_is_refused_and_says_what_to_write
     )
     assert "InputError prefill and decode apart need an ingress" in done.stdout, done.stderr
     assert f'{DIRECT}: "0"' in done.stdout
+
+
+ROUTERS = """
+import yaml
+from manta.serving.llm import build_openai_app
+from ray.llm._internal.serve.core.server import llm_server
+from ray.serve._private.build_app import build_app
+args = yaml.safe_load(open({file!r}))["applications"][0]["args"]
+config = args["llm_configs"][0]
+config["model_loading_config"]["model_source"] = "someone/model"
+assert "push_telemetry_report_for_all_models(" in open(llm_server.__file__).read()
+for more in ({{}}, {{"request_router_config": {{"request_router_class":
+             "ray.serve.llm.request_router.PrefixCacheAffinityRouter"}}}}):
+    config["deployment_config"] = {{"num_replicas": 1, **more}}
+    app = build_app(build_openai_app(args), name="llm", default_runtime_env={{}})
+    print("ROUTER", app.ingress_request_router_deployment is not None)
+    server = app.deployments[0].func_or_class
+    print("STARTS", [c.__name__ for c in server.__mro__ if "_start_engine" in vars(c)][0])
+"""
+
+
+def test_haproxy_chooses_the_engine_itself_unless_the_config_names_a_router(
+    tmp_path: Path,
+) -> None:
+    switches = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED", DIRECT)
+    environment = os.environ | dict.fromkeys(switches, "1")
+    environment |= {"MANTA_STORAGE": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}
+    code = ROUTERS.format(file=str(ROOT / "serve_apps" / "llm.yaml"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    said = [line for line in done.stdout.splitlines() if line.startswith(("ROUTER", "STARTS"))]
+    assert said == ["ROUTER False", "STARTS Untold", "ROUTER True", "STARTS Untold"], done.stderr

@@ -25,6 +25,7 @@ from ray.serve.llm.ingress import OpenAiIngress
 
 from manta import storage
 from manta.errors import InputError
+from manta.serving.direct import chosen_by_haproxy, untold
 from manta.serving.ingress import guarded_class
 from manta.spec.guard import GuardConfig
 from manta.spec.serve import SPLIT
@@ -66,7 +67,8 @@ def build_openai_app(args: dict[str, Any]) -> Application:
     configs = [_resolve(config) for config in args.get("llm_configs", [])]
     ours = {**args, "llm_configs": configs}
     ours.pop("guard", None)
-    return build_ray_openai_app(_guard(ours, guard))
+    app = build_ray_openai_app(_guard(ours, guard))
+    return chosen_by_haproxy(app, configs[0]) if RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING else app
 
 
 def _split_app(args: dict[str, Any], guard: GuardConfig) -> Application:
@@ -126,7 +128,7 @@ def _guard_server(llm_config: Any, config: GuardConfig) -> dict[str, Any]:
             "write it in place of its path",
         )
     base = _class(llm_config.get("server_cls") or LLMServer)
-    return {**llm_config, "server_cls": guarded_class(base, config, storage.root())}
+    return {**llm_config, "server_cls": guarded_class(untold(base), config, storage.root())}
 
 
 def _class(given: Any) -> type:
