@@ -14,6 +14,7 @@ from manta.check import (  # noqa: F401  (each registers its rules)
     secrets,
     serve,
     serve_arguments,
+    serve_own,
     versions,
 )
 from manta.check.files import files, project_files

@@ -7,7 +7,7 @@ distribution is told as counters, one for each upper bound `le`; `histogram_quan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -109,14 +109,14 @@ class Ray:
 
     _NOTHING = 1e-9  # Ray refuses 0, and a bucket that is missing bends every quantile
 
-    def __init__(self) -> None:
+    def __init__(self, which: Iterable[Metric] = ALL) -> None:
         from ray.serve import metrics
 
         self._made = {
             one.name: (metrics.Counter if one.kind == "counter" else metrics.Gauge)(
                 one.name, one.description, one.labels
             )
-            for one in ALL
+            for one in which
         }
 
     def add(self, metric: Metric, labels: Mapping[str, str], amount: float) -> None:

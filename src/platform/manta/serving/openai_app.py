@@ -27,8 +27,10 @@ def openai_api(title: str) -> FastAPI:
     return api
 
 
-def guarded(api: FastAPI, config: GuardConfig) -> Callable[[type], Any]:
+def guarded(api: FastAPI | Callable[[], Any], config: GuardConfig) -> Callable[[type], Any]:
     """In place of Ray's `serve.ingress(api)`: the same, with the guard in front of every route.
+
+    `api` may be a function that makes an ASGI application; each replica calls it once.
 
     Call it where the application is built: the keys are looked up in the storage of that process.
     """
