@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ import yaml
 from manta import storage
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
-from manta.serving import history, lock, places
+from manta.serving import history, lock, places, traffic
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -55,6 +56,7 @@ def app(args):
 
 
 GUARDED = """
+import os
 from fastapi import FastAPI, HTTPException
 from ray import serve
 from manta import storage
@@ -70,6 +72,8 @@ class Model:
     @api.post("/v1/completions")
     def answer(self):
         self.num += 1
+        if self.num == self.args.get("die_after"):
+            os._exit(1)
         if self.args.get("fail_every") and self.num % self.args["fail_every"] == 0:
             raise HTTPException(500)
         return {"choices": [{"text": self.args["text"]}]}
@@ -287,6 +291,125 @@ def test_a_version_that_fails_more_requests_than_the_one_before_goes_back(lab: L
     assert "before, 0.0% did" in output
     assert "went back: `g` runs as before" in output
     assert '"old"' in httpx.post(f"{lab.url('g')}/v1/completions", json={"prompt": "x"}).text
+
+
+def guarded(**args: object) -> dict[str, Any]:
+    return {**tiny("h", **args), "import_path": "guarded:app"}
+
+
+class Asking(Load):
+    """The same for an application with a guard; each client has a key of its own."""
+
+    COMPLETIONS = "/v1/completions"
+
+    async def _ask(self) -> None:
+        async with httpx.AsyncClient(timeout=30) as client:
+            await asyncio.gather(*(self._client(client, number) for number in range(8)))
+
+    async def _client(self, client: httpx.AsyncClient, seconds: float) -> None:
+        headers = {"Authorization": f"Bearer client-{seconds}"}
+        while not self._done.is_set():
+            await asyncio.sleep(0.02)
+            try:
+                answer = await client.post(
+                    self.url + self.COMPLETIONS, json={"prompt": "x"}, headers=headers
+                )
+            except httpx.HTTPError as error:
+                self.failures[type(error).__name__] += 1
+                continue
+            if answer.status_code == 200:
+                self.answers[answer.json()["choices"][0]["text"]] += 1
+            else:
+                self.failures[f"{answer.status_code} {answer.text[:200]}"] += 1
+
+    def only(self, text: str, timeout_s: float) -> None:
+        """Return once nothing but `text` is answered."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.answers.clear()
+            time.sleep(1)
+            if self.answers.keys() == {text}:
+                return
+            assert time.monotonic() < deadline, (self.answers, self.failures)
+
+
+def said(process: subprocess.Popen[str], word: str) -> None:
+    """Return once the command has said it."""
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if word in line:
+            return
+    raise AssertionError("".join(lines))
+
+
+STEPS = ("--step-s", "3", "--max-latency-ratio", "100")  # cores are shared with the load here
+
+
+def test_a_canary_is_promoted_if_it_is_good_and_removed_if_not_and_no_request_is_lost(
+    lab: Lab,
+) -> None:
+    lab.deploy(guarded(text="old"))
+    with Asking(lab.url("h")) as load:
+        most = (*STEPS, "--canary", "60", "--canary-by", "request")
+        wrong = lab.deploy(guarded(text="bad", fail_every=3), options=most, ok=1)
+        dying = lab.deploy(guarded(text="bad", die_after=30), options=most, ok=1)
+        load.only("old", timeout_s=15)
+        good = lab.deploy(
+            guarded(text="new"),
+            options=(*STEPS, "--shadow", "0.5", "--canary", "40,80", "--canary-by", "request"),
+        )
+        load.only("new", timeout_s=15)
+    # What the candidate failed, the running version answered.
+    assert load.failures == {}
+    for output in (wrong, dying):
+        assert "the new version answers 60% of the requests" in output
+        assert re.search("the new version of `h` (is worse: |is unhealthy|has lost)", output)
+        assert "nothing that runs was touched, and it answers everything again" in output
+    assert "is asked copies of 50% of the requests" in good
+    assert good.count("`h`: 0 of ") == 3
+    assert lab.outcomes("h") == [
+        "deploy healthy",
+        "deploy failed",
+        "deploy failed",
+        "deploy healthy",
+    ]
+    assert "h--candidate" not in lab.statuses()
+    assert storage.glob(f"{lab.record.storage_url}/traffic/*") == []
+
+
+def test_blue_and_green_change_places_at_once_and_back_when_the_deploy_is_interrupted_or_killed(
+    lab: Lab,
+) -> None:
+    lab.deploy(guarded(text="blue"))
+    words = ("deploy", lab.file(guarded(text="green")), "--canary", "100", "--step-s", "60")
+    with Asking(lab.url("h")) as load:
+        for how in (signal.SIGINT, signal.SIGKILL):
+            process = lab.start(*words, "--max-latency-ratio", "100")
+            said(process, "the new version answers 100% of the requests")
+            load.only("green", timeout_s=5)
+            process.send_signal(how)
+            load.only("blue", timeout_s=traffic.EXPIRY_S + 5)
+            output, _ = process.communicate(timeout=60)
+            if how == signal.SIGINT:
+                assert "the new version is removed; nothing that runs was touched" in output
+                assert process.returncode == 130
+                assert "h--candidate" not in lab.statuses()
+    assert load.failures == {}
+    assert lab.outcomes("h")[-2:] == ["deploy left", "deploy unfinished"]
+
+
+def test_a_canary_that_nobody_asks_or_that_cannot_be_shared_is_refused(lab: Lab) -> None:
+    lab.deploy(guarded(text="one"))
+    quiet = ("--canary", "50", "--step-s", "1")
+    unknown = lab.deploy(guarded(text="two"), options=quiet, ok=1)
+    assert "the new version of `h` got 0 requests in" in unknown
+    assert "--canary-by request" in unknown
+    lab.deploy(tiny("i", text="one"))
+    unguarded = lab.deploy(tiny("i", text="two"), options=quiet, ok=1)
+    assert "`i` has no guard that could share its requests out" in unguarded
+    assert lab.get("i") == "one"
 
 
 def test_without_rollback_a_failed_version_stays_and_what_serve_deploy_made_is_kept_as_one(

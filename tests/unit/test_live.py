@@ -56,6 +56,12 @@ def test_figures_are_what_lies_between_two_scrapes_over_all_nodes() -> None:
     assert found.ttft_p50_s == pytest.approx(0.05)
 
 
+def test_what_a_candidate_answered_is_not_counted_as_refused_here() -> None:
+    sent_on = f'ray_manta_requests_total{{{LABELS},outcome="sent_on",status="200"}} 50.0\n'
+    found = live.between(sampled(0, page(0)), sampled(10, page(10), sent_on.encode()))["llm"]
+    assert (found.requests_per_s, found.refused_per_s) == (1.0, 0.0)
+
+
 def test_a_replica_that_began_anew_makes_no_negative_figures() -> None:
     found = live.between(sampled(0, page(100, tokens=9)), sampled(10, page(5)))["llm"]
     assert found.requests_per_s == 0

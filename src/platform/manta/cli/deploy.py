@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -54,14 +55,46 @@ def safety_options(command: Command) -> Command:
             type=click.FloatRange(0, 1),
             default=0.01,
             show_default=True,
-            help="With --observe-s: share of requests by which more may fail than before.",
+            help="With --observe-s and --canary: share of requests by which more may fail.",
         ),
         click.option(
             "--max-latency-ratio",
             type=click.FloatRange(min=1),
             default=1.5,
             show_default=True,
-            help="With --observe-s: p95 of the time to the first byte, new over old.",
+            help="With --observe-s and --canary: p95 of the time to the first byte, new over old.",
+        ),
+        click.option(
+            "--canary",
+            metavar="PERCENT,…",
+            help="Let it answer so much first, step by step, e.g. 10,50; 100 is blue/green.",
+        ),
+        click.option(
+            "--shadow",
+            type=click.FloatRange(0, 1),
+            default=0.0,
+            help="Before that, ask it copies of this share of the requests.",
+        ),
+        click.option(
+            "--step-s",
+            type=click.FloatRange(min=1),
+            default=60.0,
+            show_default=True,
+            help="With --canary and --shadow: shortest time of a step.",
+        ),
+        click.option(
+            "--min-requests",
+            type=click.IntRange(min=0),
+            default=20,
+            show_default=True,
+            help="It fails if a step of three times that length brings it fewer; 0: go on.",
+        ),
+        click.option(
+            "--canary-by",
+            type=click.Choice(["key", "request"]),
+            default="key",
+            show_default=True,
+            help="Draw clients by their API key, or each request.",
         ),
     )
     for option in reversed(options):
@@ -69,7 +102,12 @@ def safety_options(command: Command) -> Command:
     return command
 
 
-@click.command(epilog=output.example("manta deploy serve_apps/llm.yaml"))
+@click.command(
+    epilog=output.example(
+        "manta deploy serve_apps/llm.yaml",
+        "manta deploy serve_apps/llm.yaml --check probes.jsonl --canary 10,50",
+    )
+)
 @click.argument("file", metavar="SERVE.yaml")
 @safety_options
 @output.cluster_option
@@ -92,12 +130,36 @@ def command(file: str, cluster: str, dry_run: bool, as_json: bool, **safety: Any
 
 
 def options_of(*, no_rollback: bool, check: str | None, **others: Any) -> Options:
-    """The shared options as a value. Raises InputError if the file of the check does not hold."""
+    """The shared options as a value. Raises InputError if one of them cannot be meant."""
     from manta.serving.rollout import Options
     from manta.spec.probes import read_probes
 
     probes = read_probes(check) if check else ()
-    return Options(go_back=not no_rollback, probes=probes, **others)
+    steps = {name: others.pop(name) for name in ("shadow", "step_s", "min_requests")}
+    weights, by = others.pop("canary"), others.pop("canary_by")
+    canary = None
+    if weights is not None or steps["shadow"]:
+        from manta.serving.canary import Canary
+
+        limits = {name: others[name] for name in ("max_error_rate", "max_latency_ratio")}
+        canary = Canary(weights=_weights(weights), by=by, **steps, **limits)
+    return Options(go_back=not no_rollback, probes=probes, canary=canary, **others)
+
+
+def _weights(text: str | None) -> tuple[float, ...]:
+    """`10,50` as shares of 1."""
+    if text is None:
+        return ()
+    try:
+        percents = [float(part.strip().removesuffix("%")) for part in text.split(",")]
+    except ValueError:
+        percents = []
+    rises = all(low < high for low, high in itertools.pairwise([0.0, *percents]))
+    if not percents or not rises or percents[-1] > 100:
+        raise InputError(
+            f"--canary {text}: not rising percents up to 100", "write e.g. --canary 10,50"
+        )
+    return tuple(percent / 100 for percent in percents)
 
 
 def _plan(file: str, cluster: str, interrupt: bool) -> DeployPlan:

@@ -81,7 +81,7 @@ def wait_healthy(
     seen: dict[str, App] = {}
     said = ""
     while True:
-        current = _patient_state(cluster)
+        current = patient_state(cluster)
         apps = [app for name in names if (app := current.app(name)) is not None]
         seen |= {app.name: _with_logs(app, seen.get(app.name)) for app in apps}
         if (text := "; ".join(map(describe, apps))) != said:
@@ -121,7 +121,7 @@ def state(cluster: ClusterRecord) -> ServeState:
     )
 
 
-def _patient_state(cluster: ClusterRecord) -> ServeState:
+def patient_state(cluster: ClusterRecord) -> ServeState:
     """The state, though the dashboard may be silent for a while: that is no reason to go back."""
     deadline = time.monotonic() + SILENCE_S
     while True:

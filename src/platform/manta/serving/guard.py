@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from manta.serving import question
@@ -44,6 +45,7 @@ from manta.serving.openai_errors import (
 )
 from manta.serving.prompt_log import PromptLog
 from manta.serving.question import Question
+from manta.serving.splitter import Splitter
 from manta.serving.usage import Ledger
 from manta.serving.vitals import VitalsWriter
 from manta.spec.guard import GuardConfig, Limits
@@ -79,6 +81,7 @@ class Guard:
         ledger: Ledger,
         vitals: VitalsWriter | None = None,
         observer: Observer | None = None,
+        split: Splitter | None = None,
     ) -> None:
         self.app = app
         self._config = config
@@ -87,6 +90,7 @@ class Guard:
         self._ledger = ledger
         self._vitals = vitals
         self._observer = observer or Observer()
+        self._split = split
         self._cache = ResponseCache(config.cache) if config.cache else None
         self._chat = ChatPage() if config.chat_page else None
         self._prompts = PromptLog(table.root, config.log_prompts)
@@ -110,6 +114,7 @@ class Guard:
 
     async def _observed(self, scope: Scope, receive: Receive, send: Send) -> None:
         sight = self._observer.begin()
+        send = self._split.marked(send) if self._split else send
         try:
             await self._start()
             await self._check({**scope, SIGHT: sight}, receive, send)
@@ -136,6 +141,8 @@ class Guard:
         if self._first_look is None:
             tasks = (self._watch_keys(), self._report(), self._tell_often())
             self._tasks = [asyncio.create_task(task) for task in tasks]
+            if self._split:
+                self._tasks.append(asyncio.create_task(self._split.watch()))
             self._first_look = asyncio.create_task(self._look())
         if not self._first_look.done():
             await asyncio.shield(self._first_look)
@@ -149,6 +156,8 @@ class Guard:
         for task in self._tasks:
             task.cancel()
         self._tasks, self._first_look = [], None
+        if self._split:
+            await self._split.stop()
         await self._tell()
         await asyncio.to_thread(self._flush, last=True)
 
@@ -202,7 +211,7 @@ class Guard:
             asked = await self._question(scope, path, receive)
             if key is not None:
                 _check_model(key, asked.model, path)
-            await self._limited(key, asked, scope, receive, send)
+            await self._shared(key, asked, scope, receive, send)
         finally:
             self._in_flight -= 1
 
@@ -241,6 +250,20 @@ class Guard:
         if not body or is_form:
             return Question(body=body)
         return question.read(body, path, self._config)
+
+    async def _shared(
+        self, key: Key | None, asked: Question, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answered here, or by a candidate, whose guard then keeps the limits and counts."""
+        split = self._split
+        if split and split.takes(scope):
+            own = partial(self._limited, key, asked, scope, receive)
+            await split.answer(scope, asked, receive, send, own)
+        elif split and split.is_copy(scope):
+            copied = replace(asked, is_copy=True, repeatable=False)
+            await self._limited(None, copied, scope, receive, send)
+        else:
+            await self._limited(key, asked, scope, receive, send)
 
     async def _limited(
         self, key: Key | None, asked: Question, scope: Scope, receive: Receive, send: Send
@@ -298,7 +321,9 @@ class Guard:
         sight: Sight = scope[SIGHT]
         sight.admitted_at = time.perf_counter()
         failed = False
-        record = self._prompts.record(key.id if key else "", path_of(scope), asked.body)
+        record = None
+        if not asked.is_copy:
+            record = self._prompts.record(key.id if key else "", path_of(scope), asked.body)
         meter.listeners += [one.hear for one in (page, record) if one]
         try:
             if page and page.answer:
@@ -314,11 +339,14 @@ class Guard:
             if self._vitals and told:
                 failed = failed or meter.cut or (meter.status or 0) >= 500
                 self._vitals.add(failed, meter.first_byte_s)
+            if self._split and meter.ended and not meter.cached:
+                self._split.copy(scope, asked, meter.status)
             if record:
                 record.close()
             if self._cache and _may_change_models(scope):
                 self._cache.clear()
-            if key is not None and scope["method"] not in BODYLESS:
+            billed = not self._split or self._split.bills(meter.status)
+            if key is not None and billed and scope["method"] not in BODYLESS:
                 self._ledger.add(
                     key.id, _served(asked, meter), *meter.tokens(), cached=meter.cached
                 )

@@ -10,6 +10,7 @@ from manta.serving.key_store import KeyTable
 from manta.serving.limiter import SharedLimiter
 from manta.serving.metrics import Ray
 from manta.serving.observer import Observer
+from manta.serving.splitter import Splitter
 from manta.serving.tracing import tracer
 from manta.serving.usage import Ledger
 from manta.serving.vitals import VitalsWriter
@@ -33,7 +34,12 @@ class Guarded:
         vitals = VitalsWriter(root, replica_id) if replica_id else None
         observer = Observer(Ray(), tracer(config.tracing, application))
         ledger = Ledger(root, config.prices)
-        guard = Guard(app, config, KeyTable(root), limiter, ledger, vitals, observer)
+        split = (
+            Splitter(root, replica_id, application, config.request_timeout_s)
+            if replica_id
+            else None
+        )
+        guard = Guard(app, config, KeyTable(root), limiter, ledger, vitals, observer, split)
         super()._set_asgi_app(guard)  # type: ignore[misc]
 
     async def check_health(self) -> None:

@@ -125,7 +125,7 @@ def between(old: Sample, new: Sample) -> dict[str, Live]:
 def _live(old: Totals, new: Totals, seconds: float) -> Live:
     ended = _grown(old.outcomes, new.outcomes)
     failed = sum(number for outcome, number in ended.items() if outcome in FAILED)
-    requests = sum(ended.values())
+    requests = sum(ended.values()) - ended.get(observer.SENT_ON, 0.0)
     first = _grown(old.first_tokens, new.first_tokens)
     return Live(
         requests_per_s=requests / seconds,

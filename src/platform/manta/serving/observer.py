@@ -28,6 +28,8 @@ ENGINE_ERROR = "engine_error"
 BAD_REQUEST = "bad_request"
 TIME_OUT = "time_out"
 CLIENT_GONE = "client_gone"
+SENT_ON = "sent_on"
+"""A candidate answered, which tells it as its own."""
 OUTCOMES = {
     "invalid_api_key": "no_key",
     "insufficient_permissions": "forbidden",

@@ -50,6 +50,10 @@ class Question:
     """Whether a stream tells its use to us only."""
     repeatable: bool = False
     """Whether the same request must have the same answer."""
+    sent: bytes | None = None
+    """The body as the client sent it, if it is another."""
+    is_copy: bool = False
+    """Whether the running version has answered it already: it counts for nobody."""
 
 
 def read(body: bytes, path: str, bounds: GuardConfig) -> Question:
@@ -80,6 +84,7 @@ def read(body: bytes, path: str, bounds: GuardConfig) -> Question:
         num_prompt_tokens=num_chars // CHARS_PER_TOKEN + num_ids + num_prompts,
         max_completion_tokens=_most_tokens(value, path) * choices * num_prompts,
         hide_usage=hide_usage,
+        sent=body if hide_usage else None,
         repeatable=choices == 1 and _repeatable(value, path),
     )
 

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from manta.check import secrets
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.serving import deploy, history, lock, models, owner, places, surge, vitals
+from manta.serving import (
+    canary,
+    candidate,
+    deploy,
+    history,
+    lock,
+    models,
+    owner,
+    places,
+    surge,
+    vitals,
+)
+from manta.serving.canary import Canary
+from manta.serving.candidate import GONE_TIMEOUT_S
+from manta.serving.conductor import conducting
 from manta.serving.config import ServeConfig
 from manta.serving.deploy import NotHealthy, Say
 from manta.serving.history import Action, Version
 from manta.serving.lock import Lock, LockLost
-from manta.serving.plan import (
-    CANDIDATE,
-    DeployPlan,
-    ServeState,
-    candidate_route,
-    plan_candidates,
-    plan_restore,
-    plan_undeploy,
-)
-from manta.serving.probe import Endpoint, failures
+from manta.serving.plan import DeployPlan, ServeState, plan_restore, plan_undeploy
 from manta.serving.vitals import Vitals
 from manta.spec.probes import Probe
 
-GONE_TIMEOUT_S = 120.0
 OBSERVE_EACH_S = 2.0
 
 _Vitals = dict[str, Vitals]
@@ -53,6 +57,8 @@ class Options:
     """Share of requests by which more may fail than did before."""
     max_latency_ratio: float = 1.5
     """Of the 95th percentiles of the time to the first byte, new over old."""
+    canary: Canary | None = None
+    """How the new version takes over; None is all at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +204,8 @@ def _carry_out(change: _Change, action: Action, of: int | None) -> None:
         for name in change.names
     ]
     old = _vitals(change, change.before)
-    if change.options.probes and change.names:
-        _check_candidates(change, [apps[name] for name in change.names], versions)
+    if change.names and (change.options.probes or change.options.canary):
+        _try_out(change, [apps[name] for name in change.names], versions)
     with _noted(cluster, versions, say):
         try:
             change.lock.check()
@@ -215,46 +221,44 @@ def _carry_out(change: _Change, action: Action, of: int | None) -> None:
     say(f"running at {change.plan.url}: {numbers}")
 
 
-def _check_candidates(
+def _try_out(
     change: _Change, apps: Sequence[Mapping[str, Any]], versions: Sequence[Version]
 ) -> None:
-    """Run the new versions beside the old ones, ask them, and remove them again.
+    """Run the new versions beside the old ones, ask them, let them answer; then remove them.
 
     Raises:
-        MantaError: one is not healthy or answers otherwise than it must. What ran was not touched.
+        MantaError: one is not healthy, answers otherwise than it must, or is worse. What ran runs.
     """
-    cluster, say = change.cluster, change.say
-    names = {str(app["name"]): app for app in apps}
-    candidates = [f"{name}{CANDIDATE}" for name in names]
-    untouched = "nothing that runs was touched"
-    change.lock.check()
+    again = ", and it answers everything again" if change.options.canary else ""
+    untouched = f"nothing that runs was touched{again}"
     try:
-        deploy.send(cluster, plan_candidates(deploy.state(cluster), apps))
-        deploy.wait_healthy(cluster, candidates, say, change.options.timeout_s)
-        for name, app in names.items():
-            _ask(change, name, app)
+        _beside(change, apps)
     except MantaError as error:
-        _end(cluster, versions, say, "failed", _brief(error), untouched)
+        _end(change.cluster, versions, change.say, "failed", _brief(error), untouched)
         raise MantaError(f"{error.what}\n{untouched}", error.fix) from error
     except KeyboardInterrupt:
-        _end(cluster, versions, say, "left", "interrupted", untouched)
+        change.say(f"\nthe new version is removed; {untouched}")
+        _end(change.cluster, versions, change.say, "left", "interrupted", untouched)
         raise
-    finally:
-        change.lock.check()
-        deploy.send(cluster, plan_candidates(deploy.state(cluster), ()))
-        for candidate in candidates:
-            deploy.wait_gone(cluster, candidate, GONE_TIMEOUT_S)  # the new version needs its room
 
 
-def _ask(change: _Change, name: str, app: Mapping[str, Any]) -> None:
-    probes = [one for one in change.options.probes if one.app in (None, name)]
-    key = owner.ensure_key(change.cluster).read_text().strip() if owner.is_guarded(app) else None
-    endpoint = Endpoint(url=change.plan.url + candidate_route(name), key=key)
-    if faults := failures(endpoint, probes):
-        told = "\n".join(["", *faults])
-        what = f"`{name}` fails {len(faults)} of {len(probes)} checks"
-        raise NotHealthy(f"{what}{told}", f"{what}: {faults[0]}")
-    change.say(f"`{name}` passes {len(probes)} checks")
+def _beside(change: _Change, apps: Sequence[Mapping[str, Any]]) -> None:
+    cluster, say, options = change.cluster, change.say, change.options
+    steps = options.canary
+    shared, conductor = change.plan.changed, None
+    with ExitStack() as during:
+        if steps and shared:
+            conductor = during.enter_context(conducting(cluster, change.lock, shared, steps.by))
+            conductor.require_guards()
+        now = during.enter_context(
+            candidate.beside(cluster, change.lock, apps, say, options.timeout_s)
+        )
+        for name in () if options.interrupt else change.plan.changed:
+            candidate.require_deployments(now, name)
+        for app in apps if options.probes else ():
+            candidate.ask(cluster, change.plan.url, app, options.probes, say)
+        if steps and conductor:
+            canary.take_over(cluster, conductor, shared, steps, say)
 
 
 def _vitals(change: _Change, state: ServeState, but: ServeState | None = None) -> _Vitals:

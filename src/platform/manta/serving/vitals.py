@@ -42,6 +42,15 @@ class Vitals:
             buckets=tuple(sorted(buckets.items())),
         )
 
+    def minus(self, before: Vitals) -> Vitals:
+        """What came after `before`, which is part of it."""
+        buckets = Counter(dict(self.buckets)) - Counter(dict(before.buckets))
+        return Vitals(
+            num_requests=self.num_requests - before.num_requests,
+            num_errors=self.num_errors - before.num_errors,
+            buckets=tuple(sorted(buckets.items())),
+        )
+
     @property
     def error_rate(self) -> float:
         """Share of requests that failed; 0 if there was none."""
@@ -111,7 +120,14 @@ def read(root: str, replica_ids: Iterable[str]) -> Vitals:
     return total
 
 
-def worse(old: Vitals, new: Vitals, max_error_rate: float, max_latency_ratio: float) -> str | None:
+def worse(
+    old: Vitals,
+    new: Vitals,
+    max_error_rate: float,
+    max_latency_ratio: float,
+    when: str = "before",
+    min_requests: int = MIN_REQUESTS,
+) -> str | None:
     """What is worse with the new version, in a line; None if nothing is, or too little is known.
 
     Args:
@@ -119,15 +135,17 @@ def worse(old: Vitals, new: Vitals, max_error_rate: float, max_latency_ratio: fl
         new: the new version.
         max_error_rate: share of requests by which more may fail than did before.
         max_latency_ratio: of the 95th percentiles of the time to the first byte.
+        when: what is known of the old version is from then.
+        min_requests: fewer of the new version say nothing about a share that fails.
     """
-    if new.num_requests >= MIN_REQUESTS and new.error_rate > old.error_rate + max_error_rate:
+    if new.num_requests >= min_requests and new.error_rate > old.error_rate + max_error_rate:
         return (
             f"{new.num_errors} of {new.num_requests} requests fail ({new.error_rate:.1%}); "
-            f"before, {old.error_rate:.1%} did"
+            f"{when}, {old.error_rate:.1%} did"
         )
     known = min(new.num_latencies, old.num_latencies) >= MIN_LATENCIES
     if known and new.p95_s > max_latency_ratio * old.p95_s:
-        return f"first byte after {new.p95_s:.2f} s (p95); before, after {old.p95_s:.2f} s"
+        return f"first byte after {new.p95_s:.2f} s (p95); {when}, after {old.p95_s:.2f} s"
     return None
 
 
