@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import ssl
 import subprocess
@@ -14,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from click.testing import CliRunner
 from ray.serve._private import haproxy_templates
@@ -99,9 +102,38 @@ def running(place: Place) -> Iterator[None]:
     try:
         yield
     finally:
-        process.terminate()
+        end_all(config)
         process.wait(10)
         server.shutdown()
+
+
+def proxies(config: Path) -> list[psutil.Process]:
+    """HAProxy, its stand-ins, and who watches them: all that carry this configuration's name."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(str(config) in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def listening(config: Path) -> list[psutil.Process]:
+    """HAProxy itself, not the script before it becomes that."""
+    program = os.path.realpath(str(haproxy.binary()))
+    found = []
+    for process in proxies(config):
+        with contextlib.suppress(OSError):  # not psutil's, which remembers what it was before
+            if str(Path(f"/proc/{process.pid}/exe").readlink()) == program:
+                found.append(process)
+    return found
+
+
+def end_all(config: Path) -> None:
+    """Until nobody is left who would start another."""
+    while left := proxies(config):
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def fetch(client: httpx.Client, url: str) -> httpx.Response:
@@ -110,7 +142,8 @@ def fetch(client: httpx.Client, url: str) -> httpx.Response:
         try:
             return client.get(url)
         except httpx.ConnectError as error:
-            if "refused" not in str(error) or time.monotonic() > deadline:
+            now_down = re.search("refused|reset", str(error))
+            if not now_down or time.monotonic() > deadline:
                 raise
         time.sleep(0.05)
 
@@ -142,6 +175,33 @@ def test_a_renewed_certificate_serves_when_haproxy_starts_anew_and_a_lost_one_go
     place.key.unlink()
     with running(place):
         fetch(place.client(), f"https://127.0.0.1:{place.secure}/")
+
+
+def test_one_that_is_killed_is_replaced_within_a_moment_each_time(place: Place) -> None:
+    config = place.folder / "haproxy.cfg"
+    with running(place):
+        for _ in range(3):
+            fetch(place.client(), f"http://127.0.0.1:{place.plain}/")
+            (killed,) = listening(config)
+            killed.kill()
+            assert fetch(place.client(), f"https://127.0.0.1:{place.secure}/").text == "a model"
+
+
+def test_one_that_ray_starts_takes_over_from_the_stand_in(place: Place) -> None:
+    config = place.folder / "haproxy.cfg"
+    with running(place):
+        fetch(place.client(), f"http://127.0.0.1:{place.plain}/")
+        (killed,) = listening(config)
+        killed.kill()
+        fetch(place.client(), f"http://127.0.0.1:{place.plain}/")
+        new = subprocess.Popen([place.folder / "h" / haproxy.SCRIPT, "-db", "-f", config])
+        deadline = time.monotonic() + 20
+        while [process.pid for process in listening(config)] != [new.pid]:
+            assert time.monotonic() < deadline, proxies(config)
+            time.sleep(0.05)
+        assert fetch(place.client(), f"http://127.0.0.1:{place.plain}/").text == "a model"
+        end_all(config)
+        new.wait(10)
 
 
 def test_without_it_nothing_speaks_tls(place: Place) -> None:

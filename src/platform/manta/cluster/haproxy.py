@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import shlex
 import ssl
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from manta.cluster import ports
+from manta.cluster import haproxy_keeper, ports
 from manta.errors import InputError
 
 SCRIPT = "haproxy"
@@ -28,18 +29,24 @@ SWITCHES = {
     # Seconds for which a replica that is to end goes on answering. Ray's 30 are for load balancers
     # that look for themselves; this one is told.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    # Seconds between looks at HAProxy and its manager; after three in vain Serve replaces them.
+    # Ray's 10 leave it for half a minute with targets of before (haproxy_keeper.py).
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
 }
 
 _SCRIPT = r"""#!/bin/sh
 # Closes HAProxy's metrics and statistics to other machines, then becomes HAProxy, which does not
 # start where it may not open two files for each connection that it is told to hold.
+# It takes over from those that Ray does not know of, since they or their manager were killed.
 {tls}
 files=$(ulimit -Hn)
 [ "$files" = unlimited ] && files=1000000
 most=$(((files - 200) / 2))
-last=
+last= config= serves= replaces=
 for word; do
+    case $word in -db) serves=1 ;; -sf) replaces=1 ;; esac
     if [ "$last" = -f ]; then
+        config=$word
         sed -i -e '/^frontend prometheus/,/^ *mode/ s/bind :/bind 127.0.0.1:/' \
             -e '/^listen stats/,$ s/bind \*:/bind 127.0.0.1:/' "$word"
         [ -z "$bind" ] || grep -q ' ssl crt ' "$word" ||
@@ -48,6 +55,13 @@ for word; do
     fi
     last=$word
 done
+if [ -n "$config" ] && [ -n "$serves" ]; then
+    if [ -z "$replaces" ]; then
+        older=$({keeper} older "--config=$config")
+        [ -z "$older" ] || set -- "$@" -sf $older
+    fi
+    ({keeper} keep $$ "$0" "--config=$config" &)
+fi
 exec {binary} "$@"
 """
 
@@ -125,7 +139,8 @@ def write_script(folder: Path, program: str, https: Https | None = None) -> None
     folder.mkdir(mode=0o700)
     path = folder / SCRIPT
     text = _SCRIPT.replace("{tls}", _tls(folder, https) if https else "bind=")
-    path.write_text(text.replace("{binary}", shlex.quote(program)))
+    keeper = shlex.join([sys.executable, "-I", "-S", haproxy_keeper.__file__])
+    path.write_text(text.replace("{keeper}", keeper).replace("{binary}", shlex.quote(program)))
     path.chmod(0o700)
 
 

@@ -1,0 +1,100 @@
+"""Stands by one HAProxy: should it be killed, another takes its place within a moment.
+
+Ray finds out by looking, some seconds later, and then starts its manager of HAProxy and with it
+HAProxy anew; until then nobody would answer. The script of `haproxy.py` starts this file beside
+each HAProxy, by its path and without the rest of the package:
+
+    python -I -S haproxy_keeper.py keep PID SCRIPT --config=FILE     wait, and stand in if need be
+    python -I -S haproxy_keeper.py older --config=FILE               pids that a new one replaces
+
+A stand-in has the configuration of the one that died, but not its admin socket: so Ray still sees
+that its own is gone. The HAProxy that Ray starts then takes over from it without a gap. Targets
+that change meanwhile are not told to a stand-in; those that are gone fail its own checks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+STAND_IN = ".stand-in"
+"""Added to the configuration's name."""
+STAND_IN_LIFE_S = 300.0
+"""After that nobody is coming to replace it: Serve was shut down."""
+SHORT_LIFE_S = 1.0
+"""One that ends sooner did not start, for example since its file was half written."""
+MAX_TRIES = 8
+TRIES_VARIABLE = "MANTA_HAPROXY_TRIES"
+_SOCKET = "stats socket "
+
+
+def main(words: list[str]) -> None:
+    """One of the two commands above."""
+    config = words[-1].removeprefix("--config=").removesuffix(STAND_IN)
+    if words[0] == "older":
+        print(*_running(config))
+    else:
+        _keep(int(words[1]), words[2], config, words[-1].endswith(STAND_IN))
+
+
+def _keep(pid: int, script: str, config: str, is_stand_in: bool) -> None:
+    """Return when HAProxy `pid` has ended and another is there; else become its stand-in."""
+    began, started_at = time.monotonic(), _started_at(pid)
+    if not _ends(pid, STAND_IN_LIFE_S if is_stand_in else None):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)  # answer what is open, then end
+        return
+    tries = 0
+    if time.monotonic() - began < SHORT_LIFE_S:
+        tries = int(os.environ.get(TRIES_VARIABLE, "0")) + 1
+        if tries > MAX_TRIES:
+            return
+        time.sleep(0.02 * 2**tries)
+    if any(_started_at(other) > started_at for other in _running(config)):
+        return
+    lines = Path(config).read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.strip().startswith(_SOCKET)]
+    Path(config + STAND_IN).write_text("".join(kept))
+    os.environ[TRIES_VARIABLE] = str(tries)
+    os.execv(script, [script, "-db", "-f", config + STAND_IN])
+
+
+def _ends(pid: int, timeout_s: float | None) -> bool:
+    """Wait for a process, which need not be a child; whether it ended in time."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else 1000 * timeout_s))
+
+
+def _running(config: str) -> list[int]:
+    """Every HAProxy, and script that is to become one, with this configuration, but this one."""
+    own = {os.getpid(), os.getppid()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if {config, config + STAND_IN} & set(words) and int(folder.name) not in own:
+                found.append(int(folder.name))
+    return found
+
+
+def _started_at(pid: int) -> int:
+    """In clock ticks since the machine started; 0 if it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
