@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -14,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from load import Load, get
 
 from manta import storage
 from manta.cluster.record import ClusterRecord
@@ -166,46 +165,13 @@ def tiny(name: str, **args: object) -> dict[str, Any]:
     return {"name": name, "route_prefix": f"/{name}", "import_path": "tiny:app", "args": args}
 
 
-class Load:
-    """Clients that ask one application all the time, without retrying, and count the answers."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.answers: Counter[str] = Counter()
-        self.failures: Counter[str] = Counter()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._ask()))
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    async def _ask(self) -> None:
-        async with httpx.AsyncClient(timeout=30) as client:
-            seconds = [0.01] * 6 + [1.0] * 2  # some that last longer than a look at the health
-            await asyncio.gather(*(self._client(client, s) for s in seconds))
-
-    async def _client(self, client: httpx.AsyncClient, seconds: float) -> None:
-        while not self._done.is_set():
-            try:
-                answer = await client.get(self.url, params={"s": seconds})
-            except httpx.HTTPError as error:
-                self.failures[type(error).__name__] += 1
-                continue
-            kept = self.answers if answer.status_code == 200 else self.failures
-            kept[answer.text if answer.status_code == 200 else str(answer.status_code)] += 1
-
-
 def test_no_request_is_lost_in_deploys_failures_a_scale_down_and_rollbacks(lab: Lab) -> None:
     probes = lab.folder / "probes.jsonl"
     probes.write_text(json.dumps({"path": "/", "contains": "two"}))
     check = ("--check", str(probes))
     lab.deploy(tiny("a", text="one", replicas=2))
-    with Load(lab.url("a")) as load:
+    seconds = [0.01] * 6 + [1.0] * 2  # some that last longer than a look at the health
+    with Load([get(lab.url("a"), s=s) for s in seconds]) as load:
         # Another version, and one replica instead of two.
         checked = lab.deploy(tiny("a", text="two"), options=check)
         assert lab.get("a") == "two"

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from proxies import end_all
 from ray.serve._private import haproxy_templates
 
 from manta.cluster import credentials, haproxy, local
@@ -59,6 +60,7 @@ def test_haproxy_starts_with_metrics_and_statistics_on_loopback_only(tmp_path):
     haproxy.write_script(tmp_path / "h", shutil.which("true") or "true")
     script = tmp_path / "h" / haproxy.SCRIPT
     subprocess.run([script, "-db", "-f", config, "-sf", "1"], check=True)
+    end_all(config)
     lines = config.read_text().splitlines()
     binds = [line.split()[1] for line in lines if line.strip().startswith("bind ")]
     # Its own frontend is bound to what Serve's http_options say.
@@ -81,7 +83,8 @@ def test_haproxy_is_not_told_to_hold_more_connections_than_it_may_open_files(tmp
     runs = ["bash", "-c", start % (tmp_path / "h" / haproxy.SCRIPT)]
     refused = ["bash", "-c", start % program]
     assert subprocess.run(refused, capture_output=True).returncode == 1
-    assert subprocess.run(runs, capture_output=True).returncode == 124  # until it was ended
+    assert subprocess.run(runs).returncode == 124  # until it was ended
+    end_all(config)
     assert "maxconn 412" in config.read_text()
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from click.testing import CliRunner
+from proxies import end_all, listening
 from ray.serve._private import haproxy_templates
 
 from manta.cli.main import cli
@@ -88,7 +86,7 @@ def running(place: Place) -> Iterator[None]:
     config = place.folder / "haproxy.cfg"
     config.write_text(
         "global\n    nbthread 1\ndefaults\n    mode http\n    timeout client 5s\n"
-        f"    timeout server 5s\n    timeout connect 5s\n{bind}    default_backend model\n"
+        f"    timeout server 5s\n    timeout connect 5s\n{bind}    use_backend model if TRUE\n"
         f"backend model\n    server one 127.0.0.1:{server.server_port}\n"
     )
     program = haproxy.binary()
@@ -107,41 +105,12 @@ def running(place: Place) -> Iterator[None]:
         server.shutdown()
 
 
-def proxies(config: Path) -> list[psutil.Process]:
-    """HAProxy, its stand-ins, and who watches them: all that carry this configuration's name."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if any(str(config) in word for word in process.cmdline()):
-                found.append(process)
-    return found
-
-
-def listening(config: Path) -> list[psutil.Process]:
-    """HAProxy itself, not the script before it becomes that."""
-    program = os.path.realpath(str(haproxy.binary()))
-    found = []
-    for process in proxies(config):
-        with contextlib.suppress(OSError):  # not psutil's, which remembers what it was before
-            if str(Path(f"/proc/{process.pid}/exe").readlink()) == program:
-                found.append(process)
-    return found
-
-
-def end_all(config: Path) -> None:
-    """Until nobody is left who would start another."""
-    while left := proxies(config):
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-
-
 def fetch(client: httpx.Client, url: str) -> httpx.Response:
     deadline = time.monotonic() + 10
     while True:
         try:
             return client.get(url)
-        except httpx.ConnectError as error:
+        except (httpx.ConnectError, httpx.ReadError) as error:
             now_down = re.search("refused|reset", str(error))
             if not now_down or time.monotonic() > deadline:
                 raise
@@ -187,21 +156,37 @@ def test_one_that_is_killed_is_replaced_within_a_moment_each_time(place: Place) 
             assert fetch(place.client(), f"https://127.0.0.1:{place.secure}/").text == "a model"
 
 
-def test_one_that_ray_starts_takes_over_from_the_stand_in(place: Place) -> None:
-    config = place.folder / "haproxy.cfg"
+def test_one_that_ray_starts_takes_over_from_the_stand_in_once_it_knows_of_applications(
+    place: Place,
+) -> None:
+    config, script = place.folder / "haproxy.cfg", place.folder / "h" / haproxy.SCRIPT
+    plain = f"http://127.0.0.1:{place.plain}/"
     with running(place):
-        fetch(place.client(), f"http://127.0.0.1:{place.plain}/")
+        fetch(place.client(), plain)
         (killed,) = listening(config)
         killed.kill()
-        fetch(place.client(), f"http://127.0.0.1:{place.plain}/")
-        new = subprocess.Popen([place.folder / "h" / haproxy.SCRIPT, "-db", "-f", config])
-        deadline = time.monotonic() + 20
-        while [process.pid for process in listening(config)] != [new.pid]:
-            assert time.monotonic() < deadline, proxies(config)
-            time.sleep(0.05)
-        assert fetch(place.client(), f"http://127.0.0.1:{place.plain}/").text == "a model"
+        fetch(place.client(), plain)
+        (stand_in,) = [process.pid for process in listening(config)]
+        known = config.read_text()
+        config.write_text(re.sub("use_backend .*", "http-request return status 404", known))
+        empty = subprocess.Popen([script, "-db", "-f", config])
+        until(lambda: len(listening(config)) == 2)
+        assert fetch(place.client(), plain).text == "a model"
+        config.write_text(known)
+        full = subprocess.Popen([script, "-db", "-f", config, "-sf", str(empty.pid)])
+        until(lambda: [process.pid for process in listening(config)] == [full.pid])
+        assert fetch(place.client(), plain).text == "a model"
+        assert stand_in != empty.pid
         end_all(config)
-        new.wait(10)
+        for process in (empty, full):
+            process.wait(10)
+
+
+def until(check: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_without_it_nothing_speaks_tls(place: Place) -> None:

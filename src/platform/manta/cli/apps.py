@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from manta import storage
-from manta.cli import output, watch_apps
+from manta.cli import output, watch, watch_apps
 from manta.cluster import record
 from manta.errors import InputError
 
@@ -73,6 +73,31 @@ def history_(app: str | None, limit: int, cluster: str, as_json: bool) -> None:
         output.print_table(columns, [_version_row(version) for version in newest])
     else:
         output.say(f"no history of `{app}`" if app else "no history yet")
+
+
+@command.command("restore", epilog=output.example("manta apps restore"))
+@output.cluster_option
+def restore_(cluster: str) -> int:
+    """Deploy again what ran on the last cluster of this name, and does not run on this one.
+
+    Exit code 1 if one of them does not run afterwards.
+    """
+    return restore(cluster, None)
+
+
+def restore(cluster: str, died: str | None) -> int:
+    """Deploy again what ran on the cluster with id `died`, or on the last one; the exit code."""
+    target = record.find(cluster)
+    target.use()
+    from manta.serving import restore
+
+    versions = restore.lost(target, died)
+    if not versions and died is None:
+        output.say("nothing to restore; see `manta apps history`")
+    failed = restore.deploy_again(target, versions, output.say)
+    if restored := [version.app for version in versions if version.app not in failed]:
+        watch.note("restored", ", ".join(restored), cluster)
+    return 1 if failed else 0
 
 
 def _home(cluster: str) -> str:

@@ -26,6 +26,7 @@ LOCAL_ONLY = (
     "object_store_gib",
     "serve_tls",
     "serve_tls_address",
+    "restore",
 )
 FILE_ONLY = ("yes", "tls", "prices", "keep")
 
@@ -70,6 +71,12 @@ FILE_ONLY = ("yes", "tls", "prices", "keep")
 @click.option(
     "--serve-tls-address", metavar="HOST:PORT", default="0.0.0.0:8443", show_default=True
 )
+@click.option(
+    "--restore/--no-restore",
+    default=True,
+    show_default=True,
+    help="Deploy again what ran when the cluster died.",
+)
 @click.option("--yes", "-y", is_flag=True, help="FILE: do not ask.")
 @click.option("--tls", is_flag=True, help="FILE: encrypt between the hosts; again: new keys.")
 @click.option(
@@ -99,6 +106,7 @@ def command(
     object_store_gib: float | None,
     serve_tls: tuple[Path, Path] | None,
     serve_tls_address: str,
+    restore: bool,
     yes: bool,
     tls: bool,
     prices: tuple[Path, ...],
@@ -106,13 +114,16 @@ def command(
     timeout_s: float | None,
     dry_run: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Start a Ray cluster on this machine, or the one that the Ray cluster YAML FILE describes.
 
     Either way it asks for a token, which is made once and kept in a file that only you can read,
     its dashboard and job API listen on loopback only, and it goes on running when the terminal
     closes, until `manta down`. With FILE: checks it, shows nodes and price, asks, lets Ray's own
     launcher do the work, and waits until the minimum workers have joined.
+
+    Without FILE, if the cluster died (a crash, a reboot; not `manta down`): what ran on it is
+    deployed again. Exit code 1 if the cluster is up and some of that is not.
     """
     _refuse(context, FILE_ONLY if file is None else LOCAL_ONLY, file)
     if file is not None:
@@ -129,7 +140,7 @@ def command(
             as_json=as_json,
         )
         up_file.run(file, options)
-        return
+        return 0
     given = context.get_parameter_source("serve_tls_address")
     if serve_tls is None and given is click.core.ParameterSource.COMMANDLINE:
         raise InputError(
@@ -151,7 +162,13 @@ def command(
     if dry_run:
         _print_plan(plan, as_json)
     else:
+        died = _died(plan.record.name) if restore else None
         _start_here(plan, timeout_s or LOCAL_TIMEOUT_S, as_json)
+        if died:
+            from manta.cli import apps
+
+            return apps.restore(plan.record.name, died)
+    return 0
 
 
 def _refuse(context: click.Context, names: tuple[str, ...], file: Path | None) -> None:
@@ -163,6 +180,13 @@ def _refuse(context: click.Context, names: tuple[str, ...], file: Path | None) -
             if file is None:
                 raise InputError(f"{option} is for a cluster YAML", "name one: manta up FILE")
             raise InputError(f"{option} is for a cluster on this machine", "leave it out")
+
+
+def _died(name: str) -> str | None:
+    """Id of the cluster that is still on record under this name, though it is to be started."""
+    from manta.cluster import record
+
+    return record.load(name).cluster_id if record.path(name).exists() else None
 
 
 def _start_here(plan: UpPlan, timeout_s: float, as_json: bool) -> None:

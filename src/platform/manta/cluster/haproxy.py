@@ -37,14 +37,13 @@ SWITCHES = {
 _SCRIPT = r"""#!/bin/sh
 # Closes HAProxy's metrics and statistics to other machines, then becomes HAProxy, which does not
 # start where it may not open two files for each connection that it is told to hold.
-# It takes over from those that Ray does not know of, since they or their manager were killed.
 {tls}
 files=$(ulimit -Hn)
 [ "$files" = unlimited ] && files=1000000
 most=$(((files - 200) / 2))
-last= config= serves= replaces=
+last= config= serves=
 for word; do
-    case $word in -db) serves=1 ;; -sf) replaces=1 ;; esac
+    [ "$word" != -db ] || serves=1
     if [ "$last" = -f ]; then
         config=$word
         sed -i -e '/^frontend prometheus/,/^ *mode/ s/bind :/bind 127.0.0.1:/' \
@@ -55,14 +54,27 @@ for word; do
     fi
     last=$word
 done
-if [ -n "$config" ] && [ -n "$serves" ]; then
-    if [ -z "$replaces" ]; then
-        older=$({keeper} older "--config=$config")
-        [ -z "$older" ] || set -- "$@" -sf $older
-    fi
+if [ -n "$serves" ]; then
     ({keeper} keep $$ "$0" "--config=$config" &)
+    # Those that Ray does not know of, since they or their manager were killed.
+    older=maybe
+    case " $* " in
+        *.stand-in*) older= ;;
+        *" -sf "*) [ -e "$config.idle" ] || older= ;;
+    esac
+    [ -z "$older" ] || older=$({keeper} older "--config=$config")
+    rm -f "$config.idle"
+    if [ -n "$older" ] && ! grep -q '^ *use_backend' "$config"; then
+        # Its new manager has not heard of any application yet: they go on until it has.
+        touch "$config.idle"
+        sed -i -e '/^ *bind /d' \
+            -e "s/^\(frontend\|listen\) \(.*\)/&\n    bind abns@manta-$$-\2/" "$config"
+    elif [ -n "$older" ]; then
+        set -- "$@" -sf $older
+    fi
 fi
-exec {binary} "$@"
+# Ray ends the process group of a worker that died; this one is to go on without its manager.
+exec $(command -v setsid) {binary} "$@"
 """
 
 # Each time HAProxy starts anew, as it does when applications change: the certificate may be a new

@@ -8,8 +8,9 @@ each HAProxy, by its path and without the rest of the package:
     python -I -S haproxy_keeper.py older --config=FILE               pids that a new one replaces
 
 A stand-in has the configuration of the one that died, but not its admin socket: so Ray still sees
-that its own is gone. The HAProxy that Ray starts then takes over from it without a gap. Targets
-that change meanwhile are not told to a stand-in; those that are gone fail its own checks.
+that its own is gone. The HAProxy that Ray starts then takes over as soon as it knows of
+applications. Targets that change meanwhile are not told to a stand-in; those that are gone fail
+its own checks.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def main(words: list[str]) -> None:
     """One of the two commands above."""
     config = words[-1].removeprefix("--config=").removesuffix(STAND_IN)
     if words[0] == "older":
-        print(*_running(config))
+        print(*_running(config, ready=True))
     else:
+        os.setsid()  # Ray ends the process group of a worker that died
         _keep(int(words[1]), words[2], config, words[-1].endswith(STAND_IN))
 
 
@@ -75,14 +77,14 @@ def _ends(pid: int, timeout_s: float | None) -> bool:
     return bool(poll.poll(None if timeout_s is None else 1000 * timeout_s))
 
 
-def _running(config: str) -> list[int]:
-    """Every HAProxy, and script that is to become one, with this configuration, but this one."""
-    own = {os.getpid(), os.getppid()}
+def _running(config: str, *, ready: bool = False) -> list[int]:
+    """Every HAProxy with this configuration; unless `ready`, also the script that becomes one."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if {config, config + STAND_IN} & set(words) and int(folder.name) not in own:
+            is_ready = len(words) > 1 and words[1] == "-db"
+            if {config, config + STAND_IN} & set(words) and (is_ready or not ready):
                 found.append(int(folder.name))
     return found
 
