@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -30,7 +31,7 @@ def pieces(prompt: str) -> list[str]:
 
 
 class Echo:
-    """Whole at once, or streamed in 16 events. `/v1/embeddings` is slow if its replica is."""
+    """Whole at once, or streamed in 16 events; late once its replica was told so."""
 
     def __init__(self) -> None:
         self.wait_s = 0.0
@@ -44,10 +45,10 @@ class Echo:
         return {"choices": [{"text": answer_to(body["prompt"])}]}
 
     @api.post("/slow")
-    async def slow(self, request: Request) -> dict[str, float]:
+    async def slow(self, request: Request) -> dict[str, int]:
         """From now on this replica is slow."""
         self.wait_s = float((await request.json())["wait_s"])
-        return {"wait_s": self.wait_s}
+        return {"pid": os.getpid()}
 
 
 async def events(prompt: str) -> AsyncIterator[str]:

@@ -21,7 +21,7 @@ def test_all_accepted_jobs_end_though_the_head_is_killed_and_replaced(arena: Are
     ids = each(NUM_JOBS, "h", lambda job_id: arena.submit(job_id, "sleep 2"))
     arena.work()
     heads = [arena.record["cluster_id"]]
-    for kill in (_kill_all_of_the_head, _kill_the_control_store):
+    for kill in (kill_all_of_the_head, _kill_the_control_store):
         until(lambda: arena.count(JobState.RUNNING) >= 3, "some run")
         left = arena.count(JobState.QUEUED), arena.count(JobState.STARTING, JobState.RUNNING)
         kill(heads[-1], arena.record["pid"])
@@ -38,7 +38,7 @@ def test_all_accepted_jobs_end_though_the_head_is_killed_and_replaced(arena: Are
     assert set(causes) == {"", "head_gone"}
 
 
-def _kill_all_of_the_head(cluster_id: str, holder: int) -> None:
+def kill_all_of_the_head(cluster_id: str, holder: int) -> None:
     """Control store, raylet, dashboard, and the process that holds them, at once."""
     for process in processes.members(cluster_id):
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
+from echo_app import answer_to
 from load import Load
-from serving_arena import ServingArena, kill_every, streamed, whole
+from serving_arena import NAME, ServingArena, kill_every, streamed, whole
 from terminal import MANTA, Terminal, until
+from test_chaos_head import kill_all_of_the_head
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -18,13 +23,14 @@ LEAST_GOOD = 0.999
 
 
 @pytest.fixture(scope="module")
-def serving(cluster: Terminal) -> ServingArena:
+def serving(cluster: Terminal) -> Iterator[ServingArena]:
     """A guarded application of two replicas; the cluster is started if a test has killed it."""
     if cluster(MANTA, "status", ok=None).returncode:
         until(lambda: cluster(MANTA, "up", "--ports", "auto", ok=None).returncode == 0, "up again")
     arena = ServingArena(cluster)
     arena.deploy_echo()
-    return arena
+    yield arena
+    cluster(MANTA, "undeploy", NAME)
 
 
 def load_on(arena: ServingArena) -> Load:
@@ -58,3 +64,33 @@ def test_what_is_killed_loses_no_request_that_is_sent_again_once(
     assert load.wrong == []
     assert load.num_hung == 0
     assert set(load.answers) == {"whole", "streamed"}
+
+
+def test_a_replica_that_is_wrongly_slow_is_replaced_and_the_other_is_not(
+    serving: ServingArena,
+) -> None:
+    before = set(until(lambda: len(two := serving.replicas()) == 2 and two, "two replicas"))
+    with load_on(serving) as load:
+        told = httpx.post(f"{serving.url}/slow", json={"wait_s": 2}, headers=serving.headers)
+        slow = told.json()["pid"]
+        assert slow in before
+        until(lambda: slow not in (now := serving.replicas()) and len(now) == 2, "replaced")
+    print(f"\none replica made slow: {load}")
+    assert before - set(serving.replicas()) == {slow}
+    assert load.share_good >= LEAST_GOOD
+    assert load.wrong == []
+
+
+def test_what_ran_when_the_head_died_runs_again_after_manta_up(serving: ServingArena) -> None:
+    kill_all_of_the_head(serving.record.cluster_id, serving.record.pid)
+    began = time.monotonic()
+    up = serving.terminal(MANTA, "up", "--ports", "auto")
+    with httpx.Client(headers=serving.headers, timeout=30) as client:
+        body = {"model": NAME, "prompt": "again"}
+        answer = client.post(f"{serving.url}/v1/completions", json=body)
+    print(f"\nthe head killed: answers again {time.monotonic() - began:.1f} s after `manta up`")
+    assert answer.json()["choices"][0]["text"] == answer_to("again")
+    assert f"`{NAME}` ran here: deploying version" in up.stderr
+    rows = json.loads(serving.terminal(MANTA, "apps", "history", NAME, "--json").stdout)
+    assert rows[-1]["outcome"]["state"] == "healthy"
+    assert "nothing to restore" in serving.terminal(MANTA, "apps", "restore").stderr

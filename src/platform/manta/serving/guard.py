@@ -45,6 +45,7 @@ from manta.serving.openai_errors import (
 )
 from manta.serving.prompt_log import PromptLog
 from manta.serving.question import Question
+from manta.serving.slowness import Judge, Waits
 from manta.serving.splitter import Splitter
 from manta.serving.usage import Ledger
 from manta.serving.vitals import VitalsWriter
@@ -82,6 +83,7 @@ class Guard:
         vitals: VitalsWriter | None = None,
         observer: Observer | None = None,
         split: Splitter | None = None,
+        application: str = "",
     ) -> None:
         self.app = app
         self._config = config
@@ -94,6 +96,8 @@ class Guard:
         self._cache = ResponseCache(config.cache) if config.cache else None
         self._chat = ChatPage() if config.chat_page else None
         self._prompts = PromptLog(table.root, config.log_prompts)
+        self._application = application
+        self._waits, self.judge = Waits(), Judge()
         self._in_flight = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._first_look: asyncio.Task[None] | None = None
@@ -139,7 +143,7 @@ class Guard:
     async def _start(self) -> None:
         """Begin the background work, once, and wait until the keys were looked at."""
         if self._first_look is None:
-            tasks = (self._watch_keys(), self._report(), self._tell_often())
+            tasks = (self._watch_keys(), self._report(), self._tell_often(), self._compare())
             self._tasks = [asyncio.create_task(task) for task in tasks]
             if self._split:
                 self._tasks.append(asyncio.create_task(self._split.watch()))
@@ -173,6 +177,14 @@ class Guard:
             if self._cache:
                 self._cache.sweep()
             await asyncio.to_thread(self._flush)
+
+    async def _compare(self) -> None:
+        while self._config.replace_slow_replicas:
+            await asyncio.sleep(FLUSH_S)
+            others_s: list[float] = []
+            if (own_s := self._waits.median_s(time.monotonic())) is not None:
+                others_s = await self._limiter.compare(self._application, own_s)
+            self.judge.hear(own_s, others_s, time.monotonic())
 
     async def _tell_often(self) -> None:
         while True:
@@ -330,11 +342,14 @@ class Guard:
                 meter.cached = True
                 await page.answer.send(meter.send)
             else:
+                if scope["method"] not in BODYLESS:
+                    self._waits.begin(meter, time.monotonic())
                 await self._answer(inner(scope, asked.body), asked.body, receive, meter)
         except Exception:  # not CancelledError: that client went away
             failed = True
             raise
         finally:
+            self._waits.end(meter, time.monotonic())
             told = scope["method"] not in BODYLESS and not meter.cached and (failed or meter.ended)
             if self._vitals and told:
                 failed = failed or meter.cut or (meter.status or 0) >= 500

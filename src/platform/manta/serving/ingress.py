@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
+import time
 import uuid
 from typing import Any
 
@@ -15,6 +19,10 @@ from manta.serving.tracing import tracer
 from manta.serving.usage import Ledger
 from manta.serving.vitals import VitalsWriter
 from manta.spec.guard import GuardConfig
+
+ENGINE_POLL_S = 0.25
+
+logger = logging.getLogger(__name__)
 
 
 class Guarded:
@@ -39,15 +47,47 @@ class Guarded:
             if replica_id
             else None
         )
-        guard = Guard(app, config, KeyTable(root), limiter, ledger, vitals, observer, split)
+        guard = Guard(
+            app,
+            config,
+            KeyTable(root),
+            limiter,
+            ledger,
+            vitals=vitals,
+            observer=observer,
+            split=split,
+            application=application,
+        )
         super()._set_asgi_app(guard)  # type: ignore[misc]
+        if replica_id:
+            threading.Thread(target=self._end_with_engine, daemon=True).start()
+
+    def _end_with_engine(self) -> None:
+        """End the replica when vLLM's engine process has died, as vLLM's own server does.
+
+        It would fail each request at once, so that a balancer that looks for the least busy
+        sends it nearly all; Serve would see that after three looks, 20 to 30 s.
+        """
+        while not getattr(_engine_client(self), "errored", False):
+            time.sleep(ENGINE_POLL_S)
+        logger.error("the engine has died, and this replica with it; Serve starts another")
+        time.sleep(ENGINE_POLL_S)  # for the errors of what it was answering to go out
+        os._exit(1)
 
     async def check_health(self) -> None:
-        """Raise if the application stands without its guard."""
-        if not isinstance(getattr(self, "app", None), Guard):
+        """Raise if the application has no guard, or is far slower than its other replicas."""
+        guard = getattr(self, "app", None)
+        if not isinstance(guard, Guard):
             raise RuntimeError("the guard is not in front of the application")
+        if guard.judge.is_slow:
+            raise RuntimeError("far slower than the other replicas; it is to be replaced")
         if own := getattr(super(), "check_health", None):
             await own()
+
+
+def _engine_client(server: object) -> object:
+    """vLLM's client of its engine process; None before it runs, and in other applications."""
+    return getattr(getattr(server, "engine", None), "_engine_client", None)
 
 
 def _replica() -> tuple[str | None, str]:

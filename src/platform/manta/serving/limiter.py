@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from manta.errors import MantaError
 from manta.serving import usage
 from manta.serving.limits import Counter, Denial, Spent, month_of
+from manta.serving.slowness import Board
 from manta.spec.guard import Limits
 
 ACTOR_TIMEOUT_S = 1.0
@@ -43,6 +44,9 @@ class Limiter(Protocol):
 
     def heartbeat(self) -> None:
         """This replica is alive; never waits."""
+
+    async def compare(self, application: str, median_s: float) -> list[float]:
+        """Tell how long this replica's requests wait; how long those of its siblings do."""
 
 
 class LocalLimiter:
@@ -72,6 +76,10 @@ class LocalLimiter:
         """This replica is alive."""
         self.counter.heartbeat(self._replica, time.time())
 
+    async def compare(self, application: str, median_s: float) -> list[float]:
+        """There are no siblings here."""
+        return []
+
 
 class CounterActor:
     """The cluster's counter, made a Ray actor by `shared`; its calls run one after the other."""
@@ -79,6 +87,7 @@ class CounterActor:
     def __init__(self, root: str) -> None:
         self._root = root
         self._counter = Counter()
+        self._board = Board()
         self._known: tuple[str, dict[str, Spent]] | None = None
         threading.Thread(target=self._read_budgets, daemon=True).start()
 
@@ -105,6 +114,10 @@ class CounterActor:
     def heartbeat(self, replica: str) -> None:
         """See Counter.heartbeat."""
         self._counter.heartbeat(replica, time.time())
+
+    def compare(self, application: str, replica: str, median_s: float) -> list[float]:
+        """See Board.tell."""
+        return self._board.tell(application, replica, median_s, time.monotonic())
 
     def in_use(self, key_id: str) -> int:
         """Requests of the key that are being answered."""
@@ -176,6 +189,16 @@ class SharedLimiter:
         self._alone.heartbeat()
         if self._actor is not None:
             self._tell("heartbeat", self._replica)
+
+    async def compare(self, application: str, median_s: float) -> list[float]:
+        """Tell how long this replica's requests wait; how long those of its siblings do."""
+        try:
+            answer = await self._counter().compare.remote(application, self._replica, median_s)
+        except Exception as error:
+            self._note(error)
+            return []
+        siblings: list[float] = answer
+        return siblings
 
     def _counter(self) -> Any:
         if self._actor is None:

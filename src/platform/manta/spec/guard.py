@@ -85,6 +85,8 @@ class GuardConfig(Spec):
     """Longest time that a client may take to send its request."""
     request_timeout_s: float = Field(600, gt=0)
     """Longest time from the request to the last byte of its answer."""
+    replace_slow_replicas: bool = True
+    """Whether a replica that is far slower than the others for 20 s is replaced."""
     tracing: str | None = Field(None, pattern=r"^https?://\S+$")
     """Base URL of an OTLP collector (HTTP) for traces; None: where OTEL_EXPORTER_OTLP_ENDPOINT
     says, and without that there are none."""
