@@ -25,6 +25,7 @@ from manta.cluster import dashboard, processes
 from manta.cluster.record import ClusterRecord
 
 NAME = "echo"
+REPOSITORY = Path(__file__).parents[2]
 _numbers = itertools.count()
 
 
@@ -67,6 +68,18 @@ class ServingArena:
                 "deployments": [deployment],
             }
         )
+
+    def deploy_llm(self, model: str, num_replicas: int = 2) -> None:
+        """The shipped LLM application, with a tiny model at a route of its own."""
+        config = yaml.safe_load((REPOSITORY / "serve_apps" / "llm.yaml").read_text())
+        (app,) = config["applications"]
+        (llm,) = app["args"]["llm_configs"]
+        llm["model_loading_config"] = {"model_id": model, "model_source": model}
+        llm["engine_kwargs"]["max_model_len"] = 256
+        deployment = llm["deployment_config"]
+        del deployment["autoscaling_config"]
+        deployment |= {"num_replicas": num_replicas, "health_check_period_s": 2}
+        self.deploy(app | {"name": model, "route_prefix": f"/{model}"})
 
     @property
     def url(self) -> str:
@@ -120,6 +133,29 @@ def streamed(url: str, model: str = NAME) -> Ask:
         if "".join(said[:-1]) != answer_to(prompt) or said[-1] != "[DONE]":
             raise Wrong(f"{prompt}: {said}")
         return "streamed"
+
+    return ask
+
+
+def generated(url: str, model: str, *, stream: bool) -> Ask:
+    """A question to a language model: its answer repeats it, and has as many tokens as asked."""
+
+    async def ask(client: httpx.AsyncClient) -> str:
+        prompt, most = f"def question_{next(_numbers)}():", 8
+        body = {"model": model, "prompt": prompt, "max_tokens": most, "ignore_eos": True}
+        if stream:
+            said = await events(client, url, body | {"stream": True})
+            if len(said) < most or said[-1] != "[DONE]":
+                raise Wrong(f"{prompt}: {said}")
+            return "streamed"
+        answer = await client.post(f"{url}/v1/completions", json=body | {"echo": True})
+        if answer.status_code != 200:
+            raise Failed(f"{answer.status_code} {answer.text[:60]}")
+        value = answer.json()
+        text, used = value["choices"][0]["text"], value["usage"]["completion_tokens"]
+        if not text.startswith(prompt) or used != most:
+            raise Wrong(f"{prompt}: {text}")
+        return "whole"
 
     return ask
 

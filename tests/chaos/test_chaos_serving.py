@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+import tiny_model
 from echo_app import answer_to
 from load import Load
-from serving_arena import NAME, ServingArena, kill_every, streamed, whole
+from serving_arena import NAME, ServingArena, generated, kill_every, streamed, whole
 from terminal import MANTA, Terminal, until
 from test_chaos_head import kill_all_of_the_head
 
@@ -20,6 +21,7 @@ EACH_S, TIMES = 5.0, 5
 BACK_OFF_S = 0.5
 """Before a request is sent again, once: the official OpenAI client's."""
 LEAST_GOOD = 0.999
+LLM = "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,32 @@ def test_a_replica_that_is_wrongly_slow_is_replaced_and_the_other_is_not(
     assert before - set(serving.replicas()) == {slow}
     assert load.share_good >= LEAST_GOOD
     assert load.wrong == []
+
+
+def test_an_engine_that_is_killed_takes_its_replica_along_and_the_other_goes_on(
+    serving: ServingArena,
+) -> None:
+    tiny_model.write(serving.terminal.environment["MANTA_STORAGE"], LLM)
+    serving.deploy_llm(LLM)
+    url = f"{serving.record.serve_url}/{LLM}"
+    asks = [generated(url, LLM, stream=stream) for stream in (True, True, False, False)]
+    before = set(serving.replicas(LLM))
+    assert len(before) == 2
+    with Load(asks, retries=1, back_off_s=BACK_OFF_S, headers=serving.headers) as load:
+        until(lambda: sum(load.answers.values()) > 20, "answers")
+        kill_every(0, 1, lambda: serving.named("VLLM::EngineCore"))
+        began = time.monotonic()
+        until(lambda: len(before & set(serving.replicas(LLM))) == 1, "its replica has ended")
+        seen_s = time.monotonic() - began
+        until(lambda: len(serving.replicas(LLM)) == 2, "replaced")
+        replaced_s = time.monotonic() - began
+        num = sum(load.answers.values())
+        until(lambda: sum(load.answers.values()) > num + 20, "answers")
+    print(f"\nan engine killed: {load}; seen after {seen_s:.1f} s, replaced {replaced_s:.1f} s")
+    serving.terminal(MANTA, "undeploy", LLM)
+    assert load.share_good >= LEAST_GOOD
+    assert load.wrong == []
+    assert load.num_hung == 0
 
 
 def test_what_ran_when_the_head_died_runs_again_after_manta_up(serving: ServingArena) -> None:

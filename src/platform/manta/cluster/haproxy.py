@@ -55,7 +55,6 @@ for word; do
     last=$word
 done
 if [ -n "$serves" ]; then
-    ({keeper} keep $$ "$0" "--config=$config" &)
     # Those that Ray does not know of, since they or their manager were killed.
     older=maybe
     case " $* " in
@@ -63,18 +62,25 @@ if [ -n "$serves" ]; then
         *" -sf "*) [ -e "$config.idle" ] || older= ;;
     esac
     [ -z "$older" ] || older=$({keeper} older "--config=$config")
-    rm -f "$config.idle"
     if [ -n "$older" ] && ! grep -q '^ *use_backend' "$config"; then
         # Its new manager has not heard of any application yet: they go on until it has.
-        touch "$config.idle"
+        echo $$ >> "$config.idle"
         sed -i -e '/^ *bind /d' \
             -e "s/^\(frontend\|listen\) \(.*\)/&\n    bind abns@manta-$$-\2/" "$config"
-    elif [ -n "$older" ]; then
-        set -- "$@" -sf $older
+    else
+        [ -z "$older" ] || set -- "$@" -sf $older
+        rm -f "$config.idle"
+        case $config in *.stand-in) ;; *)
+            grep -v '^ *stats socket ' "$config" > "$config.$$"
+            mv "$config.$$" "$config.stand-in" ;;
+        esac
+        ({keeper} keep $$ "$0" "--config=$config" &)
     fi
 fi
 # Ray ends the process group of a worker that died; this one is to go on without its manager.
-exec $(command -v setsid) {binary} "$@"
+# (A stand-in leads a group of its own by now, and setsid would give it another process id.)
+case $config in *.stand-in) own= ;; *) own=$(command -v setsid) ;; esac
+exec $own {binary} "$@"
 """
 
 # Each time HAProxy starts anew, as it does when applications change: the certificate may be a new

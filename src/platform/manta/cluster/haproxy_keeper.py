@@ -24,14 +24,13 @@ import time
 from pathlib import Path
 
 STAND_IN = ".stand-in"
-"""Added to the configuration's name."""
+"""Added to the configuration's name; the script puts there what the last one ran with."""
 STAND_IN_LIFE_S = 300.0
 """After that nobody is coming to replace it: Serve was shut down."""
 SHORT_LIFE_S = 1.0
-"""One that ends sooner did not start, for example since its file was half written."""
+"""One that ends sooner did not start, for example since its port is not free yet."""
 MAX_TRIES = 8
 TRIES_VARIABLE = "MANTA_HAPROXY_TRIES"
-_SOCKET = "stats socket "
 
 
 def main(words: list[str]) -> None:
@@ -57,11 +56,9 @@ def _keep(pid: int, script: str, config: str, is_stand_in: bool) -> None:
         if tries > MAX_TRIES:
             return
         time.sleep(0.02 * 2**tries)
-    if any(_started_at(other) > started_at for other in _running(config)):
+    others = set(_running(config)) - _idle(config)
+    if any(_started_at(other) > started_at for other in others):
         return
-    lines = Path(config).read_text().splitlines(keepends=True)
-    kept = [line for line in lines if not line.strip().startswith(_SOCKET)]
-    Path(config + STAND_IN).write_text("".join(kept))
     os.environ[TRIES_VARIABLE] = str(tries)
     os.execv(script, [script, "-db", "-f", config + STAND_IN])
 
@@ -87,6 +84,14 @@ def _running(config: str, *, ready: bool = False) -> list[int]:
             if {config, config + STAND_IN} & set(words) and (is_ready or not ready):
                 found.append(int(folder.name))
     return found
+
+
+def _idle(config: str) -> set[int]:
+    """Those that wait to hear of applications, and answer nobody; the script notes them."""
+    try:
+        return set(map(int, Path(config + ".idle").read_text().split()))
+    except OSError:
+        return set()
 
 
 def _started_at(pid: int) -> int:

@@ -1,0 +1,253 @@
+"""What is left of the endpoint's throughput when ten times as much is asked as it can do.
+
+The same endpoint and model as `bench/serving.py`. First the peak: closed loops of 16, 64 and as
+many clients as the guard lets in. Then an open loop: requests come at fixed times, ten times as
+many as the best loop finished, whatever becomes of them. Goodput is tokens a second of requests
+that end whole within DEADLINE_S.
+
+    python bench/overload.py [--json FILE] [--in-flight N] [--times 10]
+
+The load generator shares the cores with the endpoint, at the same niceness. What it uses itself
+is told, as part of a core; the peak's loops use less of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import serving as endpoint
+import yaml
+from common import machine, table, write_json
+
+from manta.cluster import processes
+
+DEADLINE_S = 30.0
+PEAK_S, OVERLOAD_S, RAMP_S = 12.0, 80.0, 15.0
+"""Of each closed loop; of the open loop; what of both is not counted at first, at most."""
+ANSWER = b"data: {"
+
+
+@dataclass
+class Asked:
+    """What became of the requests of one loop. Times are seconds since it began."""
+
+    tokens: list[tuple[float, bool]] = field(default_factory=list)
+    """Of each token when it came, and whether its request ended whole in time."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    refused_s: list[float] = field(default_factory=list)
+    """How long the refused waited for their answer."""
+    unlike: list[str] = field(default_factory=list)
+    """Refusals that are not as they must be."""
+    generator_cpu_s: float = 0.0
+    seconds: float = 0.0
+
+    def goodput(self, since_s: float, until_s: float) -> float:
+        """Tokens a second, of requests that ended whole in time, that came in this time."""
+        good = sum(since_s <= at < until_s and is_good for at, is_good in self.tokens)
+        return good / (until_s - since_s)
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--in-flight", type=int, help="max_requests_in_flight; else the file's.")
+    parser.add_argument("--times", type=float, default=10)
+    args = parser.parse_args()
+    os.nice(endpoint.RAY_WORKER_NICENESS)
+    result = measure(args.in_flight, args.times)
+    print(table(result["loops"]))
+    for key, value in result.items():
+        if key not in ("loops", "machine"):
+            print(key, value)
+    if args.json:
+        write_json(args.json, result)
+
+
+def measure(in_flight: int | None, times: float) -> dict[str, Any]:
+    """The peak, the overload, and what of the one is left in the other."""
+    with tempfile.TemporaryDirectory(prefix="m-") as name:
+        folder = Path(name)
+        config = yaml.safe_load((endpoint.PROJECT / "serve_apps" / "llm.yaml").read_text())
+        args = config["applications"][0]["args"]
+        llm = args["llm_configs"][0]
+        llm["model_loading_config"] = {
+            "model_id": endpoint.MODEL,
+            "model_source": endpoint.MODEL,
+        }
+        llm["deployment_config"]["autoscaling_config"]["max_replicas"] = 1
+        if in_flight:
+            args["guard"]["max_requests_in_flight"] = in_flight
+        room = args["guard"]["max_requests_in_flight"]
+        endpoint.write_model(str(folder / "storage"))
+        with endpoint.platform(folder, config) as (url, _), memory(folder) as sizes:
+            endpoint.ask(url, 8, 16)  # warm
+            loops = {n: asyncio.run(closed(url, n)) for n in sorted({16, 64, room})}
+            peak = max(one.goodput(PEAK_S / 3, PEAK_S) for one in loops.values())
+            began = time.monotonic()
+            over = asyncio.run(opened(url, times * peak / endpoint.TOKENS))
+            kept = [size for at, size in sizes if RAMP_S < at - began < OVERLOAD_S]
+    goodput = over.goodput(RAMP_S, OVERLOAD_S)
+    rows = [row(f"closed, {n} clients", one, PEAK_S / 3, PEAK_S) for n, one in loops.items()] + [
+        row(f"open, {times:g} times the peak", over, RAMP_S, OVERLOAD_S)
+    ]
+    return {
+        "machine": machine(),
+        "max_requests_in_flight": room,
+        "loops": rows,
+        "ratio_goodput": goodput / peak,
+        "refused_p50_ms": endpoint.percentile_ms(over.refused_s or [0.0], 50),
+        "refused_p99_ms": endpoint.percentile_ms(over.refused_s or [0.0], 99),
+        "refusals_unlike": over.unlike[:3],
+        "rss_mib_first_and_last": [kept[0], kept[-1]],
+        "rss_mib_max": max(kept),
+    }
+
+
+def row(name: str, asked: Asked, since_s: float, until_s: float) -> dict[str, Any]:
+    """One loop as a line of the table."""
+    return {
+        "loop": name,
+        "goodput_tokens_per_s": round(asked.goodput(since_s, until_s), 1),
+        **{what: asked.outcomes[what] for what in ("whole", "late", "refused", "failed")},
+        "generator_cores": round(asked.generator_cpu_s / asked.seconds, 2),
+    }
+
+
+# --- load ------------------------------------------------------------------------------------
+
+
+async def closed(url: str, clients: int) -> Asked:
+    """Each client asks again as soon as it is answered, for PEAK_S."""
+    asked = Asked()
+    async with _session() as session:
+        began = time.monotonic()
+
+        async def work() -> None:
+            while time.monotonic() - began < PEAK_S:
+                await one(session, url, asked, began)
+
+        with _cpu(asked):
+            await asyncio.gather(*(work() for _ in range(clients)))
+    return asked
+
+
+async def opened(url: str, requests_per_s: float) -> Asked:
+    """A request each 1 / `requests_per_s`, for OVERLOAD_S; returns when all have ended."""
+    asked, tasks = Asked(), []
+    async with _session() as session:
+        began = time.monotonic()
+        with _cpu(asked):
+            for number in range(int(OVERLOAD_S * requests_per_s)):
+                await asyncio.sleep(began + number / requests_per_s - time.monotonic())
+                tasks.append(asyncio.create_task(one(session, url, asked, began)))
+            await asyncio.gather(*tasks)
+    return asked
+
+
+async def one(session: aiohttp.ClientSession, url: str, asked: Asked, began: float) -> None:
+    """Send one request and note what becomes of it."""
+    body = {
+        "model": endpoint.MODEL,
+        "prompt": "def function(argument):\n",
+        "max_tokens": endpoint.TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    sent, times = time.monotonic(), []
+    try:
+        async with session.post(f"{url}/v1/completions", json=body) as answer:
+            if answer.status == 503:
+                text = await answer.read()
+                asked.refused_s.append(time.monotonic() - sent)
+                asked.outcomes["refused"] += 1
+                if not is_refusal(text, answer.headers.get("retry-after")):
+                    asked.unlike.append(text[:200].decode(errors="replace"))
+                return
+            answer.raise_for_status()
+            last = b""
+            async for line in answer.content:
+                if line.startswith(ANSWER):
+                    times.append(time.monotonic() - began)
+                last = line if line.strip() else last
+    except (aiohttp.ClientError, TimeoutError) as error:
+        asked.outcomes["failed"] += 1
+        print(f"failed: {error!r}"[:200], file=sys.stderr)
+        return
+    is_whole = last.startswith(b"data: [DONE]") and len(times) >= endpoint.TOKENS
+    in_time = time.monotonic() - sent <= DEADLINE_S
+    asked.outcomes["failed" if not is_whole else "whole" if in_time else "late"] += 1
+    asked.tokens += [(at, is_whole and in_time) for at in times]
+
+
+def is_refusal(text: bytes, retry_after: str | None) -> bool:
+    """Whether a 503 is the guard's: OpenAI's error body, and when to come again."""
+    try:
+        code = json.loads(text)["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return bool(code == "overloaded" and retry_after)
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        headers=endpoint.HEADERS,
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=120),
+    )
+
+
+@contextmanager
+def _cpu(asked: Asked) -> Iterator[None]:
+    cpu_s, began = time.process_time(), time.monotonic()
+    yield
+    asked.generator_cpu_s = time.process_time() - cpu_s
+    asked.seconds = time.monotonic() - began
+
+
+@contextmanager
+def memory(folder: Path) -> Iterator[list[tuple[float, int]]]:
+    """Each second the MiB in memory of all that serves: HAProxy, replicas, engine."""
+    known = json.loads((folder / "home" / "clusters" / "local" / "cluster.json").read_text())
+    serving = [
+        process
+        for process in processes.members(known["cluster_id"])
+        if any(
+            mark in " ".join(process.cmdline()[:1])
+            for mark in ("ServeReplica", "bin/haproxy", "VLLM", "HAProxyManager")
+        )
+    ]
+    sizes: list[tuple[float, int]] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(1.0):
+            total = sum(process.memory_info().rss for process in serving if process.is_running())
+            sizes.append((time.monotonic(), total // 2**20))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield sizes
+    finally:
+        done.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()
