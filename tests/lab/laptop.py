@@ -25,6 +25,16 @@ WORKER = (
     "ray start --address=$RAY_HEAD_IP:6379 --num-cpus=2 --object-store-memory=100000000"
 )
 
+REPLICAS = """
+import json
+from manta.cluster import dashboard, record
+cluster = record.find("%s")
+app = dashboard.get(cluster, "/api/serve/applications/")["applications"].get("%s")
+deployments = app["deployments"].values() if app else ()
+replicas = [one for deployment in deployments for one in deployment["replicas"]]
+print(json.dumps([one["node_ip"] for one in replicas if one["state"] == "RUNNING"]))
+"""
+
 
 class Laptop:
     """Commands run in the switch's network, with a home in the lab's folder."""
@@ -82,6 +92,13 @@ class Laptop:
         """Node id of each worker that is alive, by address."""
         nodes = self.status(name)["nodes"]
         return {n["address"]: n["id"] for n in nodes if n["state"] == "ALIVE" and not n["is_head"]}
+
+    def replica_nodes(self, name: str, app: str) -> list[str]:
+        """Address of the node of each replica of an application that runs."""
+        told = self.run("python", "-c", REPLICAS % (name, app))
+        assert told.returncode == 0, told.stderr
+        addresses: list[str] = json.loads(told.stdout.splitlines()[-1])
+        return addresses
 
     def variables(self, name: str) -> dict[str, str]:
         """What `manta env` prints."""

@@ -3,9 +3,12 @@
 import json
 import re
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 from hosts import lab, why_not
 from laptop import (
     Laptop,
@@ -70,6 +73,18 @@ ray.get(group.ready())
 guest = ray.remote(num_cpus=1)(lambda: socket.gethostname())
 guests = [guest.options(scheduling_strategy=On(group, i)).remote() for i in range(6)]
 print("crowd", sorted(set(ray.get(guests))))
+"""
+
+INTEGRATION = Path(__file__).parents[1] / "integration"
+
+LOAD = """
+import json, sys
+sys.path.insert(0, "%s")
+from load import Load, get
+with Load([get("%s", s=s) for s in [0.02] * 6 + [1.0] * 2]) as load:
+    sys.stdin.readline()
+print(load)
+print(json.dumps({"good": sum(load.answers.values()), "failed": load.failures}))
 """
 
 
@@ -189,6 +204,31 @@ def test_the_place_of_the_dead_host_is_taken_again(laptop):
     # Ray's provider takes the first host of its list that is not running, be it the dead one.
     laptop.lab.power_on(dead)
     wait_until(full, 300, lambda: laptop.status(NAME))
+
+
+def test_no_request_is_lost_when_the_node_of_a_replica_is_drained(laptop):
+    app = {"name": "drained", "route_prefix": "/", "import_path": "drained_app:app"}
+    app["runtime_env"] = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
+    path = laptop.home / "drained.yaml"
+    path.write_text(yaml.safe_dump({"applications": [app]}))
+    done = laptop.run("serve", "deploy", str(path), **laptop.variables(NAME))
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: len(laptop.replica_nodes(NAME, "drained")) == 2, 200)
+    url = laptop.status(NAME)["serve_url"]
+    load = laptop.lab.laptop(sys.executable, "-c", LOAD % (INTEGRATION, url))
+    asking = subprocess.Popen(load, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    chosen = laptop.replica_nodes(NAME, "drained")[0]
+    drained = laptop.run("manta", "drain", chosen, "--name", NAME, "--timeout-s", "200")
+    told, _ = asking.communicate("end\n", timeout=60)
+    print(f"\n{drained.stdout.strip()}: {told}")
+    assert drained.returncode == 0, drained.stderr
+    counted = json.loads(told.splitlines()[-1])
+    assert counted["failed"] == {}
+    assert counted["good"] > 100
+    assert chosen not in laptop.replica_nodes(NAME, "drained")
+    head = laptop.run("manta", "drain", laptop.lab.hosts[0].address, "--name", NAME)
+    assert head.returncode == 2
+    assert "the head cannot be drained" in head.stderr
 
 
 def test_status_tells_events_and_cost(laptop):
