@@ -46,9 +46,12 @@ class ServingArena:
         return {"Authorization": f"Bearer {key.read_text().strip()}"}
 
     def deploy(self, app: dict[str, Any]) -> None:
+        self.terminal(MANTA, "deploy", self._write(app))
+
+    def _write(self, app: dict[str, Any]) -> str:
         path = self.terminal.folder / f"{app['name']}.yaml"
         path.write_text(yaml.safe_dump({"applications": [app]}))
-        self.terminal(MANTA, "deploy", str(path))
+        return str(path)
 
     def deploy_echo(self, num_replicas: int = 2) -> None:
         deployment = {
@@ -69,8 +72,8 @@ class ServingArena:
             }
         )
 
-    def deploy_llm(self, model: str, num_replicas: int = 2) -> None:
-        """The shipped LLM application, with a tiny model at a route of its own."""
+    def llm_file(self, model: str, num_replicas: int = 2, **guard: Any) -> str:
+        """The shipped LLM application, with a small model at a route of its own."""
         config = yaml.safe_load((REPOSITORY / "serve_apps" / "llm.yaml").read_text())
         (app,) = config["applications"]
         (llm,) = app["args"]["llm_configs"]
@@ -79,21 +82,24 @@ class ServingArena:
         deployment = llm["deployment_config"]
         del deployment["autoscaling_config"]
         deployment |= {"num_replicas": num_replicas, "health_check_period_s": 2}
-        self.deploy(app | {"name": model, "route_prefix": f"/{model}"})
+        app["args"]["guard"] |= guard
+        return self._write(app | {"name": model, "route_prefix": f"/{model}"})
 
     @property
     def url(self) -> str:
         return f"{self.record.serve_url}/{NAME}"
 
-    def replicas(self, app: str = NAME) -> list[int]:
-        """Process ids of an application's replicas that run."""
+    def replicas(self, app: str = NAME, kind: str = "") -> list[int]:
+        """Process ids of an application's replicas that run; of deployments named like `kind`."""
         found = dashboard.get(self.record, "/api/serve/applications/")["applications"].get(app)
         deployments = found["deployments"].values() if found else ()
         return [
             replica["pid"]
             for deployment in deployments
             for replica in deployment["replicas"]
-            if replica["state"] == "RUNNING" and psutil.pid_exists(replica["pid"])
+            if deployment["name"].startswith(kind)
+            and replica["state"] == "RUNNING"
+            and psutil.pid_exists(replica["pid"])
         ]
 
     def named(self, *marks: str) -> list[int]:

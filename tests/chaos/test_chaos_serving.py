@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,13 +17,15 @@ from serving_arena import NAME, ServingArena, generated, kill_every, streamed, w
 from terminal import MANTA, Terminal, until
 from test_chaos_head import kill_all_of_the_head
 
+from manta.workloads import layout
+
 pytestmark = pytest.mark.timeout(600)
 
-EACH_S, TIMES = 5.0, 5
+EACH_S, TIMES = 5.0, int(os.environ.get("MANTA_CHAOS_SERVING_KILLS", "3"))
 BACK_OFF_S = 0.5
 """Before a request is sent again, once: the official OpenAI client's."""
 LEAST_GOOD = 0.999
-LLM = "tiny"
+LLM, SERVER = "tiny", "LLMServer"
 
 
 @pytest.fixture(scope="module")
@@ -87,26 +91,42 @@ def test_an_engine_that_is_killed_takes_its_replica_along_and_the_other_goes_on(
     serving: ServingArena,
 ) -> None:
     tiny_model.write(serving.terminal.environment["MANTA_STORAGE"], LLM)
-    serving.deploy_llm(LLM)
+    serving.terminal(MANTA, "deploy", serving.llm_file(LLM))
     url = f"{serving.record.serve_url}/{LLM}"
     asks = [generated(url, LLM, stream=stream) for stream in (True, True, False, False)]
-    before = set(serving.replicas(LLM))
+    before = set(serving.replicas(LLM, SERVER))
     assert len(before) == 2
     with Load(asks, retries=1, back_off_s=BACK_OFF_S, headers=serving.headers) as load:
         until(lambda: sum(load.answers.values()) > 20, "answers")
         kill_every(0, 1, lambda: serving.named("VLLM::EngineCore"))
         began = time.monotonic()
-        until(lambda: len(before & set(serving.replicas(LLM))) == 1, "its replica has ended")
+        until(
+            lambda: len(before & set(serving.replicas(LLM, SERVER))) == 1, "its replica has ended"
+        )
         seen_s = time.monotonic() - began
-        until(lambda: len(serving.replicas(LLM)) == 2, "replaced")
+        until(lambda: len(serving.replicas(LLM, SERVER)) == 2, "replaced")
         replaced_s = time.monotonic() - began
         num = sum(load.answers.values())
         until(lambda: sum(load.answers.values()) > num + 20, "answers")
     print(f"\nan engine killed: {load}; seen after {seen_s:.1f} s, replaced {replaced_s:.1f} s")
+    a_damaged_model_is_refused_before_traffic_moves(serving)
     serving.terminal(MANTA, "undeploy", LLM)
     assert load.share_good >= LEAST_GOOD
     assert load.wrong == []
     assert load.num_hung == 0
+
+
+def a_damaged_model_is_refused_before_traffic_moves(serving: ServingArena) -> None:
+    weights = Path(layout.model(LLM, serving.terminal.environment["MANTA_STORAGE"]))
+    (file,) = weights.glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    before = set(serving.replicas(LLM, SERVER))
+    path = serving.llm_file(LLM, max_requests_in_flight=7)
+    refused = serving.terminal(MANTA, "deploy", path, ok=2)
+    assert "is damaged" in refused.stderr
+    assert set(serving.replicas(LLM, SERVER)) == before
 
 
 def test_what_ran_when_the_head_died_runs_again_after_manta_up(serving: ServingArena) -> None:

@@ -36,7 +36,7 @@ class Engine:
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
-        self.num_running = 0
+        self.num_running = self.most_running = 0
         self.hold = asyncio.Event()
         self.hold.set()
         routes = [
@@ -58,6 +58,7 @@ class Engine:
         if body.get("stream"):
             return StreamingResponse(self.stream(body), media_type="text/event-stream")
         self.num_running += 1
+        self.most_running = max(self.most_running, self.num_running)
         try:
             await self.hold.wait()
         finally:
@@ -67,6 +68,7 @@ class Engine:
 
     async def stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
         self.num_running += 1
+        self.most_running = max(self.most_running, self.num_running)
         try:
             for word in ("one", "two", "three"):
                 yield event({"choices": [{"text": word}], "usage": None})
@@ -409,6 +411,43 @@ def test_more_than_there_is_room_for_is_refused_at_once(tmp_path: Path) -> None:
             assert answers[0].headers["retry-after"] == "1"
             here.engine.hold.set()
             assert {(await one).status_code for one in held} == {200}
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_ten_times_as_many_as_there_is_room_for_those_let_in_are_whole_and_the_rest_are_told(
+    tmp_path: Path, stream: bool
+) -> None:
+    async def check() -> None:
+        async with lab(tmp_path, max_requests_in_flight=4) as here:
+            client = here.client(here.key())
+
+            async def pulse() -> None:
+                while True:
+                    here.engine.hold.clear()
+                    await asyncio.sleep(0.02)
+                    here.engine.hold.set()
+                    await asyncio.sleep(0.005)
+
+            async def late(number: int) -> httpx.Response:
+                await asyncio.sleep(0.01 * number)
+                return await client.post(CHAT, json=ask(stream=stream))
+
+            pulsing = asyncio.create_task(pulse())
+            answers = await asyncio.gather(*(late(n % 10) for n in range(80)))
+            pulsing.cancel()
+            good = [a for a in answers if a.status_code == 200]
+            assert len(good) >= 4
+            assert all(a.text.endswith("[DONE]\n\n" if stream else "null}") for a in good)
+            refused = [a for a in answers if a.status_code != 200]
+            assert refused
+            assert {(a.status_code, a.json()["error"]["code"]) for a in refused} == {
+                (503, "overloaded")
+            }
+            assert {a.headers["retry-after"] for a in refused} == {"1"}
+            assert here.engine.most_running == 4
+            assert here.engine.num_running == 0
 
     asyncio.run(check())
 
