@@ -8,7 +8,6 @@ the key, from the headers; room; the body and its bounds; the model; the key's l
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,7 @@ from typing import Any
 from manta.serving import question
 from manta.serving.cache import Page, ResponseCache
 from manta.serving.chat_page import ChatPage
+from manta.serving.chores import Chores
 from manta.serving.exchange import (
     Receive,
     Scope,
@@ -45,7 +45,6 @@ from manta.serving.openai_errors import (
 )
 from manta.serving.prompt_log import PromptLog
 from manta.serving.question import Question
-from manta.serving.slowness import Judge, Waits
 from manta.serving.splitter import Splitter
 from manta.serving.usage import Ledger
 from manta.serving.vitals import VitalsWriter
@@ -53,21 +52,12 @@ from manta.spec.guard import GuardConfig, Limits
 
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
-POLL_S = 1.0
-"""Between looks at the key store: with the time of a look, the delay of a revocation."""
-FLUSH_S = 2.0
-"""Between writes of use."""
-TELL_S = 5.0
-"""Between tellings of metrics; Ray passes them on every 10 s."""
-
 BODYLESS = ("GET", "HEAD")
 ANSWER_HEADERS = (b"accept", b"accept-encoding", b"content-type", b"serve_multiplexed_model_id")
 """What an answer may depend on beside the body."""
 JSON_ROUTES = frozenset(path for path in USER_ROUTES if not path.startswith("/v1/audio/"))
 """Routes that take no form: what is in one would pass unread."""
 _UNLIMITED = Limits()
-
-logger = logging.getLogger(__name__)
 
 
 class Guard:
@@ -96,11 +86,21 @@ class Guard:
         self._cache = ResponseCache(config.cache) if config.cache else None
         self._chat = ChatPage() if config.chat_page else None
         self._prompts = PromptLog(table.root, config.log_prompts)
-        self._application = application
-        self._waits, self.judge = Waits(), Judge()
         self._in_flight = 0
-        self._tasks: list[asyncio.Task[None]] = []
-        self._first_look: asyncio.Task[None] | None = None
+        self._chores = Chores(
+            config=config,
+            application=application,
+            table=table,
+            limiter=limiter,
+            ledger=ledger,
+            prompts=self._prompts,
+            observer=self._observer,
+            vitals=vitals,
+            cache=self._cache,
+            split=split,
+        )
+        self._waits = self._chores.waits
+        self.judge = self._chores.judge
 
     def add_exception_handler(self, *arguments: Any) -> None:
         """Ray Serve teaches FastAPI applications its own exceptions this way."""
@@ -120,7 +120,7 @@ class Guard:
         sight = self._observer.begin()
         send = self._split.marked(send) if self._split else send
         try:
-            await self._start()
+            await self._chores.start()
             await self._check({**scope, SIGHT: sight}, receive, send)
         except Refused as refusal:
             sight.refused(refusal)
@@ -131,82 +131,16 @@ class Guard:
         finally:
             self._observer.end(sight)
 
-    # --- life ----------------------------------------------------------------------------
-
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._start()
+        await self._chores.start()
         try:
             await self.app(scope, receive, send)
         finally:
             await self.stop()
 
-    async def _start(self) -> None:
-        """Begin the background work, once, and wait until the keys were looked at."""
-        if self._first_look is None:
-            tasks = (self._watch_keys(), self._report(), self._tell_often(), self._compare())
-            self._tasks = [asyncio.create_task(task) for task in tasks]
-            if self._split:
-                self._tasks.append(asyncio.create_task(self._split.watch()))
-            self._first_look = asyncio.create_task(self._look())
-        if not self._first_look.done():
-            await asyncio.shield(self._first_look)
-
-    async def _look(self) -> None:
-        if self._config.keys == "required":
-            await asyncio.gather(asyncio.to_thread(self._table.refresh), self._limiter.start())
-
     async def stop(self) -> None:
         """End the background work and write what is not yet written."""
-        for task in self._tasks:
-            task.cancel()
-        self._tasks, self._first_look = [], None
-        if self._split:
-            await self._split.stop()
-        await self._tell()
-        await asyncio.to_thread(self._flush, last=True)
-
-    async def _watch_keys(self) -> None:
-        while self._config.keys == "required":
-            await asyncio.sleep(POLL_S)
-            await asyncio.to_thread(self._table.refresh)
-
-    async def _report(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_S)
-            self._limiter.heartbeat()
-            if self._cache:
-                self._cache.sweep()
-            await asyncio.to_thread(self._flush)
-
-    async def _compare(self) -> None:
-        while self._config.replace_slow_replicas:
-            await asyncio.sleep(FLUSH_S)
-            others_s: list[float] = []
-            if (own_s := self._waits.median_s(time.monotonic())) is not None:
-                others_s = await self._limiter.compare(self._application, own_s)
-            self.judge.hear(own_s, others_s, time.monotonic())
-
-    async def _tell_often(self) -> None:
-        while True:
-            await asyncio.sleep(TELL_S)
-            await self._tell()
-
-    async def _tell(self) -> None:
-        try:
-            await self._observer.tell(self._config.max_requests_in_flight)
-        except Exception as error:  # whatever Ray raises: serving must go on
-            logger.warning("metrics cannot be told: %r", error)
-
-    def _flush(self, *, last: bool = False) -> None:
-        for what, write in (
-            ("use", self._ledger.flush),
-            ("prompts", lambda: self._prompts.work(last=last)),
-            ("vitals", self._vitals.flush if self._vitals else lambda: None),
-        ):
-            try:
-                write()
-            except Exception as error:  # whatever a storage client raises: serving must go on
-                logger.warning("%s cannot be written, will try again: %s", what, error)
+        await self._chores.stop()
 
     # --- one request ---------------------------------------------------------------------
 
