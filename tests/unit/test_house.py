@@ -15,6 +15,7 @@ LOADED_BY_RAY = {
     "serving/llm.py": "the import_path of a Serve config; runs in a replica, as workloads do",
     "serving/embeddings.py": "as serving/llm.py",
     "serving/rag.py": "as serving/llm.py",
+    "serving/direct.py": "a part of serving/llm.py",
     "plan/ray_scheduler.py": "the seam to Ray's scheduler, imported when a plan needs it",
 }
 
