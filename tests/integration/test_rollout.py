@@ -311,7 +311,7 @@ def said(process: subprocess.Popen[str], word: str) -> None:
     raise AssertionError("".join(lines))
 
 
-STEPS = ("--step-s", "3", "--max-latency-ratio", "100")  # cores are shared with the load here
+STEPS = ("--step-s", "2", "--max-latency-ratio", "100")  # cores are shared with the load here
 
 
 def test_a_canary_is_promoted_if_it_is_good_and_removed_if_not_and_no_request_is_lost(
@@ -325,17 +325,17 @@ def test_a_canary_is_promoted_if_it_is_good_and_removed_if_not_and_no_request_is
         load.only("old", timeout_s=15)
         good = lab.deploy(
             guarded(text="new"),
-            options=(*STEPS, "--shadow", "0.5", "--canary", "40,80", "--canary-by", "request"),
+            options=(*STEPS, "--shadow", "0.5", "--canary", "50", "--canary-by", "request"),
         )
         load.only("new", timeout_s=15)
     # What the candidate failed, the running version answered.
     assert load.failures == {}
     for output in (wrong, dying):
         assert "the new version answers 60% of the requests" in output
-        assert re.search("the new version of `h` (is worse: |is unhealthy|has lost)", output)
+        assert re.search("new version of `h` (is worse|is unhealthy|has lost|does not)", output)
         assert "nothing that runs was touched, and it answers everything again" in output
     assert "is asked copies of 50% of the requests" in good
-    assert good.count("`h`: 0 of ") == 3
+    assert good.count("`h`: 0 of ") == 2
     assert lab.outcomes("h") == [
         "deploy healthy",
         "deploy failed",
@@ -349,7 +349,7 @@ def test_a_canary_is_promoted_if_it_is_good_and_removed_if_not_and_no_request_is
 def test_blue_and_green_change_places_at_once_and_back_when_the_deploy_is_interrupted_or_killed(
     lab: Lab,
 ) -> None:
-    lab.deploy(guarded(text="blue"))
+    lab.deploy(guarded(text="new"))
     words = ("deploy", lab.file(guarded(text="green")), "--canary", "100", "--step-s", "60")
     with Asking(lab.url("h")) as load:
         for how in (signal.SIGINT, signal.SIGKILL):
@@ -357,7 +357,7 @@ def test_blue_and_green_change_places_at_once_and_back_when_the_deploy_is_interr
             said(process, "the new version answers 100% of the requests")
             load.only("green", timeout_s=5)
             process.send_signal(how)
-            load.only("blue", timeout_s=traffic.EXPIRY_S + 5)
+            load.only("new", timeout_s=traffic.EXPIRY_S + 5)
             output, _ = process.communicate(timeout=60)
             if how == signal.SIGINT:
                 assert "the new version is removed; nothing that runs was touched" in output
@@ -365,18 +365,6 @@ def test_blue_and_green_change_places_at_once_and_back_when_the_deploy_is_interr
                 assert "h--candidate" not in lab.statuses()
     assert load.failures == {}
     assert lab.outcomes("h")[-2:] == ["deploy left", "deploy unfinished"]
-
-
-def test_a_canary_that_nobody_asks_or_that_cannot_be_shared_is_refused(lab: Lab) -> None:
-    lab.deploy(guarded(text="one"))
-    quiet = ("--canary", "50", "--step-s", "1")
-    unknown = lab.deploy(guarded(text="two"), options=quiet, ok=1)
-    assert "the new version of `h` got 0 requests in" in unknown
-    assert "--canary-by request" in unknown
-    lab.deploy(tiny("i", text="one"))
-    unguarded = lab.deploy(tiny("i", text="two"), options=quiet, ok=1)
-    assert "`i` has no guard that could share its requests out" in unguarded
-    assert lab.get("i") == "one"
 
 
 def test_without_rollback_a_failed_version_stays_and_what_serve_deploy_made_is_kept_as_one(

@@ -20,7 +20,19 @@ from real_server import served, until
 
 from manta import storage
 from manta.cli.main import cli
-from manta.serving import canary, conductor, key_store, keys, traffic, usage
+from manta.cluster.record import ClusterRecord
+from manta.errors import MantaError
+from manta.serving import (
+    canary,
+    candidate,
+    conductor,
+    key_store,
+    keys,
+    lock,
+    splitter,
+    traffic,
+    usage,
+)
 from manta.serving.canary import Fare
 from manta.serving.guard import Guard
 from manta.serving.limiter import LocalLimiter
@@ -281,6 +293,29 @@ async def test_streams_come_through_whole_and_as_the_client_asked_for_them(
 
 
 @in_loop
+async def test_a_candidate_has_not_more_time_than_its_guard_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splitter, "GRACE_S", -4.5)  # of 5 s
+    async with pair(tmp_path) as both, served(stuck) as url:
+        both.order(weight=1, url=url)
+        assert (await both.ask()).status_code == 504
+        with pytest.raises(httpx.RemoteProtocolError):
+            await both.ask(stream=True)
+        assert both.old.bodies == []
+        assert both.seen() == Seen(number=1, num_sent=2, num_failed=2)
+
+
+async def stuck(scope: Any, receive: Any, send: Any) -> None:
+    """A candidate that begins a stream, at most."""
+    if b"stream" in (await receive())["body"]:
+        headers = [(VERSION, b"candidate")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: a\n\n", "more_body": True})
+    await asyncio.sleep(60)
+
+
+@in_loop
 async def test_what_is_on_its_way_is_told_until_it_has_ended(tmp_path: Path) -> None:
     async with pair(tmp_path) as both:
         both.order(weight=1)
@@ -292,6 +327,23 @@ async def test_what_is_on_its_way_is_told_until_it_has_ended(tmp_path: Path) -> 
         both.new.hold.set()
         assert name_of(await asked) == "new"
         assert both.seen() == Seen(number=2, num_sent=1)
+
+
+@in_loop
+async def test_what_a_candidate_that_hangs_has_not_begun_is_taken_back_from_it(
+    tmp_path: Path,
+) -> None:
+    async with pair(tmp_path) as both:
+        both.order(weight=1)
+        stream = asyncio.create_task(both.ask(stream=True))
+        assert name_of(await both.ask()) == "new"
+        await stream
+        both.new.hold.clear()
+        asked = [asyncio.create_task(both.ask()) for _ in range(4)]
+        await until(lambda: both.seen().num_open == 4)
+        both.order(2, weight=0, abandon=True)
+        assert [name_of(await one) for one in asked] == ["old"] * 4
+        assert both.seen() == Seen(number=2, num_sent=6, num_failed=4)
 
 
 # --- what it counts --------------------------------------------------------------------------
@@ -364,6 +416,175 @@ async def test_nobody_can_make_a_request_of_theirs_a_copy(tmp_path: Path) -> Non
             answer = await both.client.post(CHAT, json={"model": "m"}, headers=headers)
             assert answer.status_code == 200
         assert await both.used() == 5
+
+
+# --- a whole roll-out ------------------------------------------------------------------------
+
+
+class Serve:
+    """Ray Serve's REST API, as far as it tells what runs, and its ingress for one route."""
+
+    def __init__(self, both: Pair) -> None:
+        self.both = both
+        self.status = "RUNNING"
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"].startswith("/-candidate/app"):
+            inner = {**scope, "path": scope["path"].removeprefix("/-candidate/app")}
+            await self.both.candidate(inner, receive, send)
+            return
+        port = scope["server"][1]
+        details = {
+            "http_options": {"host": "127.0.0.1", "port": port},
+            "applications": {
+                "app": application("r", "RUNNING"),
+                "app--candidate": application("c", self.status),
+                "plain": application("p", "RUNNING"),
+            },
+        }
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps(details).encode()})
+
+
+def application(replica: str, status: str) -> dict[str, Any]:
+    deployment = {
+        "name": "D",
+        "status": "HEALTHY",
+        "message": "",
+        "target_num_replicas": 1,
+        "replicas": [{"state": "RUNNING", "replica_id": replica}],
+    }
+    return {
+        "status": status,
+        "message": "",
+        "route_prefix": "/",
+        "deployed_app_config": {},
+        "deployments": {"D": deployment},
+    }
+
+
+class Rollout:
+    """A pair that a deploy conducts, while somebody asks it all the time."""
+
+    def __init__(self, both: Pair, url: str) -> None:
+        self.both, self.url = both, url
+        self.serve: Serve
+        self.said: list[str] = []
+        self.names: list[str] = []
+        self.cluster = ClusterRecord(
+            name="c",
+            cluster_id="c",
+            pid=1,
+            dashboard_url=url,
+            storage_url=both.root,
+            **dict.fromkeys(("gcs_address", "serve_url", "token_path", "temp_dir"), ""),
+            started_at="",
+        )
+
+    async def ask(self) -> None:
+        while True:
+            self.names.append(name_of(await self.both.ask()))
+
+    async def run(self, names: tuple[str, ...] = ("app",), **steps: Any) -> None:
+        await asyncio.to_thread(self._run, names, canary.Canary(**{"step_s": 0.2, **steps}))
+
+    def _run(self, names: tuple[str, ...], steps: canary.Canary) -> None:
+        with (
+            lock.held(self.cluster, "deploy", print) as held,
+            conductor.conducting(self.cluster, held, names, steps.by) as conducts,
+        ):
+            conducts.require_guards()
+            canary.take_over(self.cluster, conducts, names, self.url, steps, self.said.append)
+
+
+@asynccontextmanager
+async def rollout(
+    root: Path, monkeypatch: pytest.MonkeyPatch, *, asked: bool = True
+) -> AsyncIterator[Rollout]:
+    monkeypatch.setattr(splitter, "POLL_S", 0.05)
+    monkeypatch.setattr(canary, "LOOK_S", 0.1)
+    monkeypatch.setattr(conductor, "HEARD_S", 1.0)
+    async with pair(root) as both, served(serve := Serve(both)) as url:
+        made = Rollout(both, url)
+        made.serve = serve
+        await both.ask()  # the guards look for orders from their first request on
+        asking = asyncio.create_task(made.ask() if asked else asyncio.sleep(0))
+        try:
+            yield made
+        finally:
+            asking.cancel()
+
+
+@in_loop
+async def test_a_good_candidate_takes_over_step_by_step_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rollout(tmp_path, monkeypatch) as one:
+        await one.run(shadow=1.0, weights=(0.5, 1.0), max_latency_ratio=100)
+        assert one.said[::2] == [
+            "the new version is asked copies of 100% of the requests",
+            "the new version answers 50% of the requests",
+            "the new version answers 100% of the requests",
+        ]
+        assert all(line.startswith("`app`: 0 of ") for line in one.said[1::2])
+        assert set(one.names) == {"old", "new"}
+        assert await one.both.names(5) == {"old": 5}
+        assert storage.glob(f"{one.both.root}/traffic/*") == []
+
+
+@in_loop
+async def test_a_candidate_that_fails_is_ended_and_users_have_not_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rollout(tmp_path, monkeypatch) as one:
+        one.both.new.status = 500
+        with pytest.raises(MantaError, match="new version of `app` is worse: "):
+            await one.run(weights=(1.0,), step_s=60)
+        assert set(one.names) == {"old"}
+        assert storage.glob(f"{one.both.root}/traffic/*") == []
+
+
+@in_loop
+async def test_a_candidate_that_is_unhealthy_or_silent_is_ended_and_waits_are_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rollout(tmp_path, monkeypatch) as one:
+        one.serve.status = "UNHEALTHY"
+        with pytest.raises(MantaError, match="new version of `app` is unhealthy"):
+            await one.run(weights=(1.0,), step_s=60)
+        one.serve.status = "RUNNING"
+        monkeypatch.setattr(candidate, "ALIVE_S", 0.5)
+        one.both.new.hold.clear()
+        one.names.clear()
+        with pytest.raises(MantaError, match="new version of `app` does not answer any more"):
+            await one.run(weights=(1.0,), step_s=60)
+        await until(lambda: one.names)
+        assert set(one.names) == {"old"}
+
+
+@in_loop
+async def test_without_requests_a_roll_out_ends_unless_it_shall_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rollout(tmp_path, monkeypatch, asked=False) as one:
+        with pytest.raises(MantaError) as refused:
+            await one.run(weights=(0.5,))
+        assert "the new version of `app` got 0 requests in" in refused.value.what
+        assert "--canary-by request" in refused.value.fix
+        await one.run(weights=(0.5,), min_requests=0)
+        assert one.said[-1].startswith("`app`: 0 of 0 requests failed")
+
+
+@in_loop
+async def test_an_application_without_a_guard_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rollout(tmp_path, monkeypatch, asked=False) as one:
+        with pytest.raises(MantaError, match="`plain` has no guard that could share its requests"):
+            await one.run(names=("plain",), weights=(0.5,))
+        with pytest.raises(MantaError, match="no replica of `other` runs"):
+            await one.run(names=("other",), weights=(0.5,))
 
 
 # --- the judgement ---------------------------------------------------------------------------

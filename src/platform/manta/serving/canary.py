@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from manta.cluster.record import ClusterRecord
-from manta.serving import deploy, vitals
+from manta.serving import candidate, deploy, vitals
 from manta.serving.conductor import Conductor
 from manta.serving.deploy import NotHealthy, Say
 from manta.serving.plan import CANDIDATE, App
@@ -51,10 +51,19 @@ def take_over(
     cluster: ClusterRecord,
     conductor: Conductor,
     names: Sequence[str],
+    url: str,
     canary: Canary,
     say: Say,
 ) -> None:
     """Walk through all steps; when this returns, the running versions answer everything again.
+
+    Args:
+        cluster: where the candidates run.
+        conductor: shares their requests out.
+        names: applications.
+        url: of Serve, from here.
+        canary: the steps.
+        say: told how they did.
 
     Raises:
         NotHealthy: a candidate is worse, failed, or was asked too little to tell.
@@ -68,14 +77,14 @@ def take_over(
             before = {name: read(cluster, conductor, name) for name in names}
             conductor.share(weight, shadow)
             say(_told(weight, shadow))
-            for name, fare in _step(cluster, conductor, before, canary).items():
+            for name, fare in _step(cluster, conductor, before, url, canary).items():
                 say(describe(name, fare))
         conductor.rest()
         for name, earlier in before.items():  # what had begun has ended now, one way or another
             fare = since(earlier, read(cluster, conductor, name))
             _require_good(name, fare, canary, min_requests=1)
     finally:
-        conductor.rest()
+        conductor.rest(abandon=True)
 
 
 def _told(weight: float, shadow: float) -> str:
@@ -85,7 +94,11 @@ def _told(weight: float, shadow: float) -> str:
 
 
 def _step(
-    cluster: ClusterRecord, conductor: Conductor, before: Mapping[str, Fare], canary: Canary
+    cluster: ClusterRecord,
+    conductor: Conductor,
+    before: Mapping[str, Fare],
+    url: str,
+    canary: Canary,
 ) -> dict[str, Fare]:
     """Watch until enough is known; how both versions of each application did."""
     began = time.monotonic()
@@ -95,6 +108,7 @@ def _step(
         fares = {}
         for name, earlier in before.items():
             _require_alive(name, state.app(f"{name}{CANDIDATE}"))
+            candidate.require_answer(url, name)
             fares[name] = since(earlier, read(cluster, conductor, name))
             _require_good(name, fares[name], canary)
         lasted = time.monotonic() - began
@@ -117,9 +131,9 @@ def read(cluster: ClusterRecord, conductor: Conductor, name: str) -> Fare:
     """
     seen, root = conductor.seen(name), cluster.storage_url
     own = vitals.read(root, conductor.candidates(name))
-    candidate = replace(own, num_requests=seen.num_sent, num_errors=seen.num_failed)
+    new = replace(own, num_requests=seen.num_sent, num_errors=seen.num_failed)
     running = vitals.read(root, conductor.replicas(name))
-    return Fare(running=running, candidate=candidate, when="before")
+    return Fare(running=running, candidate=new, when="before")
 
 
 def since(before: Fare, now: Fare) -> Fare:

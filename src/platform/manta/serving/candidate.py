@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +14,15 @@ from manta.serving.deploy import NotHealthy, Say
 from manta.serving.lock import Lock
 from manta.serving.plan import CANDIDATE, ServeState, candidate_route, plan_candidates
 from manta.serving.probe import Endpoint, failures
+from manta.serving.traffic import VERSION_HEADER
 from manta.spec.probes import Probe
 
 GONE_TIMEOUT_S = 120.0
+ALIVE_S = 5.0
+"""Longest time to any answer of a candidate's guard."""
+
+# The endpoint is the cluster's own; a proxy from the environment has no business in between.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @contextlib.contextmanager
@@ -55,6 +63,23 @@ def require_deployments(state: ServeState, name: str) -> None:
         what = f"the new version of `{name}` has no deployment `{lost[0]}`, only {', '.join(has)}"
         fix = "give it another name and route, or accept a gap with --interrupt"
         raise NotHealthy(what, what, fix)
+
+
+def require_answer(url: str, name: str) -> None:
+    """Raise NotHealthy if a candidate's guard does not answer anything.
+
+    Where no replica is left Serve's proxy holds requests back until there is one again.
+    """
+    try:
+        with _OPENER.open(f"{url}{candidate_route(name)}/health", timeout=ALIVE_S) as answer:
+            headers = answer.headers
+    except urllib.error.HTTPError as error:  # no key was shown; saying so is an answer
+        headers = error.headers
+    except OSError:
+        headers = {}
+    if not headers.get(VERSION_HEADER):
+        what = f"the new version of `{name}` does not answer any more"
+        raise NotHealthy(what, what)
 
 
 def ask(

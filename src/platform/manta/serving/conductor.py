@@ -31,7 +31,7 @@ class Conductor:
         self._token = secrets.token_hex(16)
         self._number = 0
         self._weight = self._shadow = 0.0
-        self._rested = False
+        self._abandon = self._rested = False
         self._turn = threading.Lock()
         self._told: dict[str, set[str]] = {name: set() for name in names}
         """Replicas of the running versions that were ever told anything, by application."""
@@ -73,6 +73,7 @@ class Conductor:
             url=address(state) + candidate_route(name),
             weight=self._weight,
             shadow=self._shadow,
+            abandon=self._abandon,
             by=self._by,
             token=self._token,
         )
@@ -114,13 +115,17 @@ class Conductor:
         self.seen(name)
         return not self._seen.keys().isdisjoint(self.replicas(name))
 
-    def rest(self) -> None:
+    def rest(self, *, abandon: bool = False) -> None:
         """Give everything back to the running versions; returns when the candidates are idle.
 
         Raises nothing: whatever cannot be told now comes true by itself within EXPIRY_S.
+
+        Args:
+            abandon: also what the candidates have not begun to answer.
         """
         if self._rested:
             return
+        self._abandon = abandon
         with contextlib.suppress(MantaError):
             self.share(0.0)
         number, deadline = self._number, time.monotonic() + REST_S

@@ -258,7 +258,7 @@ def _beside(change: _Change, apps: Sequence[Mapping[str, Any]]) -> None:
         for app in apps if options.probes else ():
             candidate.ask(cluster, change.plan.url, app, options.probes, say)
         if steps and conductor:
-            canary.take_over(cluster, conductor, shared, steps, say)
+            canary.take_over(cluster, conductor, shared, change.plan.url, steps, say)
 
 
 def _vitals(change: _Change, state: ServeState, but: ServeState | None = None) -> _Vitals:

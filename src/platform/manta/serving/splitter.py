@@ -31,8 +31,7 @@ GRACE_S = 5.0
 """Longer than the candidate's own guard waits, so that it can say so itself."""
 MAX_COPIES = 16
 """Copies under way at once; what is drawn beyond them is left out."""
-VERSION = b"x-manta-version"
-"""Header of what a candidate answers. What lacks it comes from a proxy: no candidate was there."""
+VERSION = traffic.VERSION_HEADER.encode()
 TOKEN = b"x-manta-shadow"
 """Header of a copy."""
 REFUSED = frozenset({400, 404, 405, 413, 415, 422})
@@ -54,6 +53,8 @@ class Splitter:
         self._heard_at = 0.0
         self._seen, self._told = Seen(), Seen()
         self._forwarder = Forwarder()
+        self._waiting: set[asyncio.Timeout] = set()
+        """Of requests that were sent on, and whose answers have not begun."""
         self._copies: set[asyncio.Task[None]] = set()
 
     # --- orders --------------------------------------------------------------------------
@@ -62,6 +63,7 @@ class Splitter:
         """Follow orders until cancelled."""
         while True:
             await asyncio.to_thread(self.refresh)
+            self._abandon()
             await asyncio.sleep(POLL_S)
 
     def refresh(self) -> None:
@@ -70,7 +72,7 @@ class Splitter:
         if order and (known is None or (order.token, order.number) != (known.token, known.number)):
             self._order, self._heard_at = order, time.monotonic()
         elif known and time.monotonic() - self._heard_at > traffic.EXPIRY_S:
-            self._order = replace(known, weight=0.0, shadow=0.0)
+            self._order = replace(known, weight=0.0, shadow=0.0, abandon=True)
         if order and self._order and not self._is_candidate:
             self._tell(replace(self._seen, number=self._order.number))
 
@@ -82,6 +84,11 @@ class Splitter:
             self._told = seen
         except MantaError as error:  # the next look tries again
             logger.warning("what became of requests cannot be told: %s", error)
+
+    def _abandon(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for patience in self._waiting if self._order and self._order.abandon else ():
+            patience.reschedule(now)
 
     async def stop(self) -> None:
         """End copies and connections."""
@@ -126,22 +133,43 @@ class Splitter:
         failed = False
         self._note(num_open=1)
         try:
-            sent = await self._forward(scope, asked, receive, send, _is_declined)
+            sent = await self._sent_on(scope, asked, receive, send)
             failed = sent.status == 504
             scope[SIGHT].status = sent.status or GONE_STATUS
             scope[SIGHT].outcome = SENT_ON if sent.whole else CLIENT_GONE
         except NotForwarded as reason:
             failed = reason.head is None or _is_unmarked(reason.head) or reason.head.status >= 500
-            if reason.why is Why.SILENT:
-                raise _late(self._limit_s) from None
             heard = _Status(send)
             await own(heard)
             failed = failed or (heard.status or 500) < 400
-        except CutShort:
+        except (Refused, CutShort):
             failed = True
             raise
         finally:
             self._note(num_open=-1, num_sent=1, num_failed=failed)
+
+    async def _sent_on(self, scope: Scope, asked: Question, receive: Receive, send: Send) -> Sent:
+        """Raises NotForwarded, Refused if there is no answer in time, or CutShort."""
+        deadline = asyncio.get_running_loop().time() + self._limit_s
+
+        def begun() -> None:
+            self._waiting.discard(patience)
+            patience.reschedule(deadline)
+
+        heard = _Status(send, begun)
+        try:
+            async with asyncio.timeout_at(deadline) as patience:
+                self._waiting.add(patience)
+                try:
+                    return await self._forward(scope, asked, receive, heard, _is_declined)
+                finally:
+                    self._waiting.discard(patience)
+        except TimeoutError:
+            if heard.status is not None:
+                raise CutShort("timeout") from None
+            if self._order and self._order.abandon:
+                raise NotForwarded(Why.SILENT) from None
+            raise _late(self._limit_s) from None
 
     def copy(self, scope: Scope, asked: Question, status: int | None) -> None:
         """The request was answered here, with `status`: perhaps ask the candidate the same."""
@@ -200,7 +228,6 @@ class Splitter:
             receive,
             send,
             headers=headers,
-            first_byte_timeout_s=self._limit_s,
             try_elsewhere=try_elsewhere,
         )
 
@@ -212,13 +239,15 @@ class Splitter:
 class _Status:
     """A `send` that notes the status of the answer."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, begun: Callable[[], None] | None = None) -> None:
+        self._send, self._begun = send, begun
         self.status: int | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self._begun:
+                self._begun()
         await self._send(message)
 
 

@@ -24,6 +24,9 @@ BEAT_S = 2.0
 EXPIRY_S = 10.0
 """After so long without one, the running version answers everything again."""
 
+VERSION_HEADER = "x-manta-version"
+"""Of what a candidate answers. What lacks it comes from a proxy: no candidate was there."""
+
 By = Literal["key", "request"]
 """What is drawn once: a client's key, so that it sees one version, or each request."""
 
@@ -40,6 +43,8 @@ class Order:
     """Share of the requests that ask a model which the candidate answers, 0 to 1."""
     shadow: float = 0.0
     """Share of those answered here that the candidate is asked again afterwards."""
+    abandon: bool = False
+    """Whether what the candidate has not begun to answer is taken back from it."""
     by: By = "key"
     token: str = ""
     """Of this roll-out; says that a copy is one. Also decides which keys are drawn first."""
