@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import ssl
 import stat
 import subprocess
@@ -21,6 +22,7 @@ import httpx
 import openai
 import pyarrow.parquet as pq
 import pytest
+import talkers
 import tiny_model
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -85,6 +87,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     (folder / "hello.py").write_text(HELLO)
     (folder / "words.py").write_text(WORDS)
     (folder / "batches.py").write_text(BATCHES)
+    (folder / "talkers_app.py").write_text(talkers.SOURCE)
     tiny_model.write(str(folder / "storage"), "tiny")
     tls.new_keys(folder)
     environment["TEST_TLS_PORT"] = str(ports.free(1)[0])
@@ -526,6 +529,67 @@ def test_requests_that_come_together_share_a_pass_and_each_gets_its_own(lab: Lab
         assert ask(texts[7]) == pytest.approx(together[7], abs=1e-5)
     assert len({tuple(vector) for vector in together}) == 32
     lab(MANTA, "undeploy", "batches")
+
+
+def test_behind_a_gateway_an_application_can_go_and_a_replica_die_and_no_request_fails(
+    lab: Lab,
+) -> None:
+    deploy(lab, "talkers", talkers.app("one"), talkers.app("two"))
+    shared = [{"app": "one"}, {"app": "two", "model": "two-of-it"}]
+    models = {
+        "talk": {"to": shared},
+        "far": {"to": [{"url": "http://127.0.0.1:1/v1"}], "fallback": [{"app": "two"}]},
+    }
+    url = shipped(lab, "gateway", models=models).removesuffix("/v1")
+    key = json.loads(lab(MANTA, "keys", "make", "gate", "--model", "talk", "--json"))["secret"]
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+    until_known(client)
+    assert [model.id for model in client.models.list()] == ["talk"]
+    with talkers.Load(url, key, "talk", streams=True) as load:
+        poll("both asked", lambda: len(load.served_by) == 2, timeout_s=10)
+        lab(MANTA, "undeploy", "one")
+        before = load.served_by["two"]
+        poll("answers of the other", lambda: load.served_by["two"] > before + 20, timeout_s=20)
+    assert load.failures == []
+
+    deploy(lab, "talkers", talkers.app("one"), talkers.app("two"))
+    with talkers.Load(url, key, "talk", streams=False) as load:
+        poll("both asked again", lambda: len(load.served_by) == 2, timeout_s=20)
+        cut = killed_in_the_middle(url, owners_key(lab))
+        poll("the killed one back", lambda: load.pids["two"] != cut, timeout_s=60)
+    assert load.failures == []
+
+    def told(outcome: str) -> bool:
+        return f'outcome="{outcome}"' in metrics_page(lab)
+
+    metric = "ray_manta_gateway_requests_total"
+    poll("metrics", lambda: metric in metrics_page(lab) and told("cut"), timeout_s=30)
+    for name in ("gateway", "one", "two"):
+        lab(MANTA, "undeploy", name)
+
+
+def killed_in_the_middle(url: str, key: str) -> int:
+    """Kill the replica that is answering: that client is told, and sees no whole answer.
+
+    Returns the killed one's process id.
+    """
+    body = {"model": "far", "prompt": "x", "stream": True, "max_tokens": 10_000}
+    headers = {"authorization": f"Bearer {key}"}
+    text, pid = "", 0
+    with httpx.Client(timeout=30, headers=headers) as client:
+        try:
+            with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
+                assert answer.headers["x-manta-served-by"] == "two"
+                pid = int(answer.headers["x-pid"])
+                for part in answer.iter_text():
+                    if not text:
+                        os.kill(pid, signal.SIGKILL)
+                    text += part
+        except httpx.RemoteProtocolError:
+            assert '"cut_short"' in text
+            assert "[DONE]" not in text
+            return pid
+    raise AssertionError(f"it looks whole: {text[-300:]}")
 
 
 def dot(left: list[float], right: list[float]) -> float:

@@ -22,6 +22,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from manta.cluster import record
+from manta.cluster.record import ClusterRecord
 from manta.errors import InputError
 from manta.serving import key_store, keys, targets, usage
 from manta.serving.breaker import Breaker
@@ -268,6 +270,48 @@ def test_applications_of_the_cluster_are_found_by_name_and_get_routes_below_thei
             assert "gone unreachable" in gone.json()["error"]["message"]
 
     asyncio.run(run())
+
+
+def test_an_application_of_another_cluster_is_asked_with_the_key_of_that_ones_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
+
+    async def run() -> None:
+        async with (
+            served(Model().app) as empty,
+            lab(tmp_path, models=to("ONE")) as (
+                here,
+                client,
+                one,
+                _,
+            ),
+        ):
+            url = here.config.models["m"].to[0].url
+            assert url is not None
+            names = ("gcs_address", "dashboard_url", "token_path", "temp_dir", "started_at")
+            other = ClusterRecord(
+                **dict.fromkeys((*names, "storage_url", "cluster_id"), ""),
+                name="far",
+                pid=0,
+                serve_url=url.removesuffix("/v1"),
+                attached=True,
+            )
+            record.save(other)
+            record.path("far").with_name("api_key").write_text("far-owners")
+            target = {"app": "llm-b", "cluster": "far"}
+            config = {"guard": {"keys": "none"}, "models": {"m": {"to": [target]}}}
+            gateway = Gateway(GatewayArgs.model_validate(config), Applications(lambda: empty))
+            async with served(gateway) as second:
+                answer = await client.post(f"{second}{CHAT}", json=ask())
+            await gateway.stop()
+            assert answer.headers["x-manta-served-by"] == "llm-b@far"
+            assert one.headers[0]["authorization"] == "Bearer far-owners"
+
+    asyncio.run(run())
+    unknown = {"models": {"m": {"to": [{"app": "a", "cluster": "nowhere"}]}}}
+    with pytest.raises(InputError, match="no cluster `nowhere`"):
+        Gateway(GatewayArgs.model_validate(unknown))
 
 
 # --- the breaker -----------------------------------------------------------------------------
@@ -574,6 +618,7 @@ def test_routes_lie_beside_v1_as_with_vllm(url: str, path: str, where: str | Non
     [
         {},
         {"app": "a", "url": NOBODY},
+        {"url": NOBODY, "cluster": "far"},
         {"url": "api.example.com/v1"},
         {"url": "https://user:secret@api.example.com/v1"},
         {"url": "https://api.example.com:99999/v1"},

@@ -45,7 +45,7 @@ def _misfits(file: File, path: Path_, args: dict[str, Any], model: type[Spec]) -
 def gateway_loop(file: File, project: Project) -> Iterator[Fault]:
     """A gateway that names itself as a target asks itself until it refuses."""
     for at, application, target in _targets(file):
-        if target.get("app") == application.name:
+        if target.get("app") == application.name and not target.get("cluster"):
             fix = "name the application that has the model"
             yield Fault((*at, "app"), f"`{application.name}` is the gateway itself", fix)
 

@@ -26,7 +26,7 @@ from manta.serving.openai_app import arguments, guarded
 from manta.serving.openai_errors import Refused, Send
 from manta.serving.relay import Relay
 from manta.serving.targets import LOOK_S, Applications, Served, Upstream
-from manta.spec.gateway import GatewayArgs
+from manta.spec.gateway import GatewayArgs, Target
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -69,14 +69,17 @@ class Gateway:
             sink: where metrics go; None: nowhere.
 
         Raises:
-            InputError: a key that is named is not there.
+            InputError: a key or a cluster that is named is not there.
         """
         self._config = config
         self._models = {
             name: targets.served(name, model, config.breaker)
             for name, model in config.models.items()
         }
-        self._applications = applications
+        self._applications = {"": applications} if applications else {}
+        for target in _targets(config):
+            if target.cluster:
+                self._applications[target.cluster] = targets.elsewhere(target.cluster)
         self._forwarder = Forwarder(config.connect_timeout_s)
         self._sink = sink
         self._news = News()
@@ -111,8 +114,7 @@ class Gateway:
         """Begin the background work, once, and wait until it is known who answers where."""
         if self._first_look is None:
             self._tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._tell())]
-            look = self._applications.look() if self._applications else asyncio.sleep(0)
-            self._first_look = asyncio.create_task(look)
+            self._first_look = asyncio.create_task(self._look_once())
         if not self._first_look.done():
             await asyncio.shield(self._first_look)
 
@@ -123,10 +125,13 @@ class Gateway:
         self._tasks, self._first_look = [], None
         await self._forwarder.close()
 
+    async def _look_once(self) -> None:
+        await asyncio.gather(*(each.look() for each in self._applications.values()))
+
     async def _look(self) -> None:
         while self._applications:
             await asyncio.sleep(LOOK_S)
-            await self._applications.look()
+            await self._look_once()
 
     async def _tell(self) -> None:
         while self._sink:
@@ -202,7 +207,7 @@ class Gateway:
         send: Send,
     ) -> None:
         """Raises NotForwarded if another target may be asked."""
-        url = upstream.url(path, self._applications)
+        url = upstream.url(path, self._applications.get(upstream.target.cluster or ""))
         if url is None:
             raise NotForwarded(Why.UNREACHABLE if upstream.target.app else Why.STATUS)
         renamed = model.name if upstream.model != model.name else None
@@ -346,12 +351,16 @@ def build_gateway_app(args: dict[str, Any]) -> Application:
     config = arguments(GatewayArgs, args, "docs/gateway.md")
 
     def make() -> Gateway:
-        asks_here = any(one.app for model in config.models.values() for one in model.targets)
+        asks_here = any(one.app and not one.cluster for one in _targets(config))
         applications = Applications(_root_url) if asks_here else None
         return Gateway(config, applications, Ray(gateway_metrics.ALL))
 
     entry = guarded(make, config.guard)(_Entry)
     return serve.deployment(entry, name="Gateway", max_ongoing_requests=1024).bind()
+
+
+def _targets(config: GatewayArgs) -> list[Target]:
+    return [target for model in config.models.values() for target in model.targets]
 
 
 def _root_url() -> str:

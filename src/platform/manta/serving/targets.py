@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
+from manta.cluster import record
 from manta.errors import InputError
 from manta.serving.breaker import Breaker
 from manta.serving.owner import FILE as OWNERS_KEY
@@ -24,7 +25,7 @@ KEY_S = 5.0
 
 
 class Applications:
-    """Where the applications of this cluster answer, as Serve's own proxy says."""
+    """Where the applications of one cluster answer, as Serve's own proxy says."""
 
     def __init__(self, find_root: Callable[[], str]) -> None:
         """
@@ -57,6 +58,12 @@ class Applications:
         return None if prefix is None else self._root_url + prefix.rstrip("/")
 
 
+def elsewhere(cluster: str) -> Applications:
+    """Those of another cluster. Raises InputError if this node does not know it."""
+    found = record.load(cluster)
+    return Applications(lambda: found.serve_url)
+
+
 class Secret:
     """A key from a file, which may be replaced while this runs, or from a variable."""
 
@@ -87,10 +94,13 @@ class Secret:
 def _path(target: Target) -> Path | None:
     if target.api_key_file:
         return Path(target.api_key_file).expanduser()
-    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if target.url or target.api_key_env or not token:
+    if target.url or target.api_key_env:
         return None
-    beside = Path(token).with_name(OWNERS_KEY)
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    near = str(record.path(target.cluster)) if target.cluster else token
+    if not near:
+        return None
+    beside = Path(near).with_name(OWNERS_KEY)
     return beside if beside.exists() else None
 
 

@@ -14,14 +14,16 @@ class Target(Spec):
     """Who may answer: an application of this cluster, or an OpenAI-compatible address."""
 
     app: str | None = Field(None, min_length=1)
-    """Name of an application of the same cluster; its route is looked up there."""
+    """Name of an application; its route is looked up on its cluster."""
+    cluster: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    """Another cluster that has it, as `manta status` on the gateway's node calls it."""
     url: str | None = None
     """Base URL up to and with `/v1`: another cluster's endpoint, or one outside."""
     model: str | None = Field(None, min_length=1)
     """What the model is called there; None: as here."""
     api_key_file: str | None = None
     """Read by each replica on its own node, and again while it runs. Without this and the next an
-    application of this cluster gets the owner's key where that lies on the node, an address none.
+    application gets the key of its cluster's owner where that lies on the node, an address none.
     """
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name of a variable of the environment that the cluster was started in."""
@@ -29,7 +31,9 @@ class Target(Spec):
     @property
     def label(self) -> str:
         """What answers and metrics call it: the application, or the address's host and port."""
-        return self.app or urlsplit(self.url or "").netloc
+        if self.app:
+            return f"{self.app}@{self.cluster}" if self.cluster else self.app
+        return urlsplit(self.url or "").netloc
 
     @field_validator("url")
     @classmethod
@@ -48,6 +52,8 @@ class Target(Spec):
     def _is_one(self) -> Target:
         if (self.app is None) == (self.url is None):
             raise ValueError("a target is either an application or an address; say `app` or `url`")
+        if self.cluster and not self.app:
+            raise ValueError("`cluster` needs an `app`; say which of its applications")
         if self.api_key_file and self.api_key_env:
             raise ValueError("`api_key_file` stands beside `api_key_env`; keep one")
         return self
