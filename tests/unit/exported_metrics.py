@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manta.jobs import http_metrics
-from manta.serving import metrics
+from manta.serving import gateway_metrics, metrics
 
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 
@@ -30,7 +30,8 @@ def all_of_them() -> set[str]:
     ray, vllm = folder("ray"), folder("vllm")
     files = [*(ray / "serve/_private").glob("*.py"), vllm / "v1/metrics/loggers.py"]
     files.append(ray / "dashboard/modules/reporter/reporter_agent.py")
-    return {"up"} | ours() | {name for file in files for name in defined(file)}
+    gateway = {one.exported for one in gateway_metrics.ALL}
+    return {"up"} | ours() | gateway | {name for file in files for name in defined(file)}
 
 
 def folder(package: str) -> Path:

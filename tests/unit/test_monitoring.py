@@ -13,7 +13,7 @@ import pytest
 import yaml
 from exported_metrics import all_of_them, ours
 
-from manta.serving.metrics import ALL
+from manta.serving import gateway_metrics, metrics
 
 FOLDER = Path(__file__).parents[2] / "configs" / "monitoring"
 FUNCTIONS = {"sum", "max", "avg", "rate", "histogram_quantile", "absent"}
@@ -70,7 +70,8 @@ def test_every_metric_of_the_guard_is_shown_or_alerted_on_but_sums_and_counts() 
 
 @pytest.mark.parametrize("expression", expressions())
 def test_labels_that_are_matched_are_labels_that_the_guard_tells(expression: str) -> None:
-    has = {one.exported: {"application", "deployment", "replica", *one.labels} for one in ALL}
+    told = (*metrics.ALL, *gateway_metrics.ALL)
+    has = {one.exported: {"application", "deployment", "replica", *one.labels} for one in told}
     for name, labels in matched(expression):
         if name in has:
             assert labels <= has[name]
