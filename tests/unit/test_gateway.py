@@ -48,6 +48,7 @@ class Model:
         self.num_running = 0
         self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
+        self.queries: list[str] = []
         self.go_on = asyncio.Event()
         names = ("/v1/chat/completions", "/v1/embeddings", "/v1/audio/transcriptions", "/score")
         routes = [Route(path, self.answer, methods=["POST"]) for path in names]
@@ -62,6 +63,7 @@ class Model:
     async def answer(self, request: Request) -> Response:
         self.bodies.append(await request.body())
         self.headers.append(dict(request.headers))
+        self.queries.append(request.url.query)
         if self.mode == "hang":
             await self._until_gone(request)
         if self.mode in REFUSALS:
@@ -457,7 +459,7 @@ def test_a_form_names_its_model_and_goes_on_with_the_targets_name(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("data", "status"),
-    [({"language": "en"}, 200), ({"model": ["m", "m"]}, 400), ({"model": "other"}, 404)],
+    [({"language": "en"}, 400), ({"model": ["m", "m"]}, 400), ({"model": "other"}, 404)],
 )
 def test_a_form_names_one_model_that_there_is(
     tmp_path: Path, data: dict[str, Any], status: int
@@ -503,6 +505,19 @@ def test_a_client_that_goes_away_ends_the_request_at_the_target(tmp_path: Path) 
             await until(lambda: one.num_running == 0, timeout_s=2)
             await until(lambda: bool(here.outcomes()))
             assert [outcome for _, outcome in here.outcomes()] == ["client_gone"]
+
+    asyncio.run(run())
+
+
+def test_a_name_that_stands_in_a_body_twice_reaches_an_address_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with lab(tmp_path, models=to("ONE")) as (_, client, one, _):
+            headers = {"content-type": "application/json"}
+            twice = b'{"model": "theirs", "prompt": "x", "model": "m"}'
+            answer = await client.post(CHAT + "?model=theirs", content=twice, headers=headers)
+            assert answer.status_code == 200
+            assert b"theirs" not in one.bodies[0]
+            assert one.queries == [""]
 
     asyncio.run(run())
 

@@ -25,13 +25,15 @@ class Asked:
     _span: tuple[int, int] | None = None
     """Of the model's name in a form."""
 
-    def body_for(self, model: str) -> bytes:
-        """The body that names `model`."""
-        if model == self.model:
-            return self.body
-        if self._json is not None:
+    def body_for(self, model: str, *, anew: bool) -> bytes:
+        """The body that names `model`.
+
+        With `anew` JSON is written anew in any case: of a name that stands in it twice, others may
+        read the first, and only the last was looked at.
+        """
+        if self._json is not None and (anew or model != self.model):
             return json.dumps({**self._json, "model": model}).encode()
-        if self._span is None:
+        if self._span is None or model == self.model:
             return self.body
         start, end = self._span
         return self.body[:start] + model.encode() + self.body[end:]

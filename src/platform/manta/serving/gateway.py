@@ -165,9 +165,7 @@ class Gateway:
             raise Refused(404, "not_found", "the gateway has no such route")
 
     def _model(self, name: str | None) -> Served:
-        if name is None and len(self._models) == 1:
-            return next(iter(self._models.values()))
-        if name is None:
+        if name is None:  # not even with one model: prices and limits go by the name
             raise Refused(400, "invalid_value", "say which `model`", param="model")
         if name not in self._models:
             what = f"the model `{name[:100]}` does not exist; GET /v1/models lists those that do"
@@ -212,7 +210,7 @@ class Gateway:
             raise NotForwarded(Why.UNREACHABLE if upstream.target.app else Why.STATUS)
         renamed = model.name if upstream.model != model.name else None
         relay = Relay(send, upstream.label, renamed, upstream.breaker.answered)
-        body = asked.body_for(upstream.model) if asked.model or renamed else asked.body
+        body = asked.body_for(upstream.model, anew=upstream.target.url is not None)
         config = self._config
         upstream.breaker.begin()
         try:
@@ -315,7 +313,7 @@ def _passed_on(scope: Scope) -> Scope:
         raise Refused(508, "loop", what, kind="server_error")
     headers = [(name, value) for name, value in scope["headers"] if name.lower() in _PASSED_ON]
     ours = [(HOPS, str(num_hops + 1).encode()), (b"user-agent", b"manta-gateway")]
-    return {**scope, "headers": [*headers, *ours]}
+    return {**scope, "headers": [*headers, *ours], "query_string": b""}
 
 
 def _may_use(scope: Scope, model: str) -> bool:
