@@ -99,3 +99,29 @@ def test_haproxy_chooses_the_engine_itself_unless_the_config_names_a_router(
     )
     said = [line for line in done.stdout.splitlines() if line.startswith(("ROUTER", "STARTS"))]
     assert said == ["ROUTER False", "STARTS Untold", "ROUTER True", "STARTS Untold"], done.stderr
+
+
+def test_adapters_need_an_engine_that_loads_them_and_ray_is_not_asked_to(tmp_path: Path) -> None:
+    code = (
+        "from manta.serving.llm import build_openai_app\n"
+        "def build(lora, **engine):\n"
+        "    config = {'model_loading_config': {'model_id': 'm', 'model_source': 'o/m'},\n"
+        "              'accelerator_type': None, 'engine_kwargs': engine, 'lora_config': lora}\n"
+        "    try: app = build_openai_app({'llm_configs': [config]})\n"
+        "    except Exception as e: return type(e).__name__, str(e)\n"
+        "    made = app._bound_deployment\n"
+        "    return made.init_args[0].lora_config, made.func_or_class.guard_inside.args\n"
+        "print(build({}))\n"
+        "print(build({'max_num_adapters': 3}, enable_lora=True))\n"
+        "print(build({'dynamic_lora_loading_path': 'shelf'}, enable_lora=True))\n"
+    )
+    environment = {**os.environ, DIRECT: "1", "MANTA_STORAGE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    without, misspelt, built = done.stdout.splitlines()[-3:]
+    assert "InputError" in without, done.stderr
+    assert "enable_lora: true" in without
+    assert "lora_config.max_num_adapters" in misspelt
+    assert built.startswith("(None, ")
+    assert "dynamic_lora_loading_path='shelf'" in built

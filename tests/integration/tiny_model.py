@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -49,3 +50,24 @@ def write(root: str, name: str) -> str:
         fast.save_pretrained(folder)
         storage.upload(Path(folder), url, {"kind": "model", "dataset": {}, "config": {}})
     return url
+
+
+def adapter(seed: int, *, rank: int = 4, size: int = 256) -> dict[str, bytes]:
+    """The files of a LoRA adapter for the model above, as PEFT writes them: name → content.
+
+    With another `size` than the model's it is one for another model.
+    """
+    import torch
+    from safetensors.torch import save
+
+    torch.manual_seed(seed)
+    layer = "base_model.model.model.layers.1.mlp.down_proj"
+    weights = {
+        f"{layer}.lora_A.weight": torch.randn(rank, size),
+        f"{layer}.lora_B.weight": torch.randn(256, rank),
+    }
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["down_proj"]}
+    return {
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": save(weights),
+    }

@@ -103,6 +103,33 @@ def file_sizes(url: str) -> dict[str, int]:
     }
 
 
+def file_marks(url: str) -> dict[str, str]:
+    """Files under a folder, by name in it, with what changes when they do; from one listing.
+
+    Raises:
+        InputError: the storage cannot be listed.
+    """
+    fs, path = filesystem(url)
+    with _explained(url, "be listed", InputError):
+        found = fs.find(path, detail=True)
+    return {
+        str(file)[len(path) :].lstrip("/"): repr([info.get(about) for about in _MARKS])
+        for file, info in found.items()
+    }
+
+
+_MARKS = ("size", "mtime", "ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated")
+"""What filesystems tell of a file's state; no two tell the same."""
+
+
+def copy_file(url: str, target: Path) -> None:
+    """Copy one file into a local folder, which is made. Raises MantaError if it cannot."""
+    fs, path = filesystem(url)
+    with explain_errors(str(target)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fs.get_file(path, str(target))
+
+
 def read_bytes(url: str, max_bytes: int | None = None) -> bytes:
     """The whole file. Raises InputError if it is missing, unreadable, or over `max_bytes`."""
     fs, path = filesystem(url)

@@ -48,6 +48,7 @@ COMMANDS = {
     "apps": "List deployed applications; `apps history`: what they were; `apps restore`.",
     "rollback": "Go back to an earlier version of an application.",
     "undeploy": "Remove an application.",
+    "models": "Keep numbered versions of models, and say which is which.",
     "keys": "Make, list and revoke API keys; show what they used.",
 }
 

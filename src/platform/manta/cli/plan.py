@@ -173,7 +173,10 @@ def _trained(name: str) -> Path | None:
 
     if "/" in name:
         return None
-    url = storage.join(layout.model(name), "config.json")
+    try:
+        url = storage.join(layout.model(name), "config.json")
+    except InputError:  # an alias that is not there yet
+        return None
     path = Path(url.removeprefix("file://"))
     return path if path.is_file() else None
 

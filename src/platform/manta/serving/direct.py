@@ -35,11 +35,9 @@ def untold(base: type) -> type:
 def chosen_by_haproxy(app: Application, llm_config: dict[str, Any]) -> Application:
     """`app` with HAProxy's own choice of a replica: the one with the fewest connections.
 
-    A router stays where the config names one (prefixes, KV cache), and for adapters, whose
-    requests go where the adapter is loaded.
+    A router stays where the config names one: it knows prefixes, or what an engine has cached.
     """
-    deployment = llm_config.get("deployment_config") or {}
-    if "request_router_config" in deployment or llm_config.get("lora_config"):
+    if "request_router_config" in (llm_config.get("deployment_config") or {}):
         return app
     app._ingress_request_router = None
     app._bound_deployment = app._bound_deployment.options(

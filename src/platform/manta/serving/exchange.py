@@ -11,6 +11,9 @@ from manta.serving.openai_errors import Message, Refused
 Receive = Callable[[], Awaitable[Message]]
 Scope = dict[str, Any]
 
+MODEL = "manta.model"
+"""Where a scope holds the model that the body names, for the application behind the guard."""
+
 
 def too_large(most: int) -> Refused:
     """What a body over `most` bytes gets."""

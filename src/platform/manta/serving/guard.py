@@ -20,6 +20,7 @@ from manta.serving.cache import Page, ResponseCache
 from manta.serving.chat_page import ChatPage
 from manta.serving.chores import Chores
 from manta.serving.exchange import (
+    MODEL,
     Receive,
     Scope,
     again,
@@ -278,7 +279,8 @@ class Guard:
             else:
                 if scope["method"] not in BODYLESS:
                     self._waits.begin(meter, time.monotonic())
-                await self._answer(inner(scope, asked.body), asked.body, receive, meter)
+                inside = {**inner(scope, asked.body), MODEL: asked.model}
+                await self._answer(inside, asked.body, receive, meter)
         except Exception:  # not CancelledError: that client went away
             failed = True
             raise

@@ -7,9 +7,10 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
-from manta.serving.guard import Guard
+from manta.serving.guard import App, Guard
 from manta.serving.key_store import KeyTable
 from manta.serving.limiter import SharedLimiter
 from manta.serving.metrics import Ray
@@ -34,10 +35,13 @@ class Guarded:
 
     guard_config: GuardConfig
     guard_root: str
+    guard_inside: Callable[[App, str], App] | None
+    """Makes, of the application and the storage root, what stands right behind the guard."""
 
     def _set_asgi_app(self, app: Any) -> None:
         config, root = self.guard_config, self.guard_root
         replica_id, application = _replica()
+        app = type(self).guard_inside(app, root) if type(self).guard_inside else app
         limiter = SharedLimiter(uuid.uuid4().hex, root)
         vitals = VitalsWriter(root, replica_id) if replica_id else None
         observer = Observer(Ray(), tracer(config.tracing, application))
@@ -105,8 +109,14 @@ def _replica() -> tuple[str | None, str]:
     return str(context.replica_tag), str(context.app_name)
 
 
-def guarded_class(base: type, config: GuardConfig, root: str) -> type:
+def guarded_class(
+    base: type,
+    config: GuardConfig,
+    root: str,
+    inside: Callable[[App, str], App] | None = None,
+) -> type:
     """`base` with its guard, under its own name: Ray finds routes and deployments by that."""
-    made = type(base.__name__, (Guarded, base), {"guard_config": config, "guard_root": root})
+    settings = {"guard_config": config, "guard_root": root, "guard_inside": inside}
+    made = type(base.__name__, (Guarded, base), settings)
     made.__qualname__ = base.__qualname__
     return made

@@ -10,14 +10,17 @@ With `prefill_config` and `decode_config` in place of `llm_configs` it is Ray's
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import ray
 from pydantic import ValidationError
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.serve.constants import RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING
 from ray.serve import Application
+from ray.serve.context import _serve_request_context
 from ray.serve.llm import LLMServer
 from ray.serve.llm import build_openai_app as build_ray_openai_app
 from ray.serve.llm import build_pd_openai_app as build_ray_split_app
@@ -25,11 +28,17 @@ from ray.serve.llm.ingress import OpenAiIngress
 
 from manta import storage
 from manta.errors import InputError
+from manta.serving.adapters import Adapters, VllmEngine
 from manta.serving.direct import chosen_by_haproxy, untold
+from manta.serving.engine_app import EngineApp
+from manta.serving.guard import App
 from manta.serving.ingress import guarded_class
+from manta.spec.adapters import AdaptersConfig
 from manta.spec.guard import GuardConfig
 from manta.spec.serve import SPLIT
 from manta.workloads import layout
+
+Settings = TypeVar("Settings", GuardConfig, AdaptersConfig)
 
 _NO_DIRECT_STREAMING = '`runtime_env: {env_vars: {RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING: "0"}}`'
 
@@ -61,7 +70,7 @@ def build_openai_app(args: dict[str, Any]) -> Application:
         InputError: a named model does not exist in the storage, its folder is damaged, or
             `guard` says what it cannot say.
     """
-    guard = _guard_config(args.get("guard") or {})
+    guard = _checked(GuardConfig, args.get("guard") or {}, "guard", "docs/serving.md")
     if any(key in args for key in SPLIT):
         return _split_app(args, guard)
     configs = [_resolve(config) for config in args.get("llm_configs", [])]
@@ -87,13 +96,13 @@ def _split_app(args: dict[str, Any], guard: GuardConfig) -> Application:
     return build_ray_split_app(_guard_ingress(ours, guard))
 
 
-def _guard_config(value: Any) -> GuardConfig:
+def _checked(kind: type[Settings], value: Any, name: str, page: str) -> Settings:
     try:
-        return GuardConfig.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(["guard", *map(str, first["loc"])])
-        raise InputError(f"{where}: {first['msg']}", "see docs/serving.md") from None
+        where = ".".join([name, *map(str, first["loc"])])
+        raise InputError(f"{where}: {first['msg']}", f"see {page}") from None
 
 
 def _guard(args: dict[str, Any], config: GuardConfig) -> dict[str, Any]:
@@ -116,7 +125,7 @@ def _guard_ingress(args: dict[str, Any], config: GuardConfig) -> dict[str, Any]:
         **args,
         "ingress_cls_config": {
             **ingress,
-            "ingress_cls": guarded_class(base, config, storage.root()),
+            "ingress_cls": guarded_class(base, config, storage.root(), _in_openais_words),
         },
     }
 
@@ -128,7 +137,47 @@ def _guard_server(llm_config: Any, config: GuardConfig) -> dict[str, Any]:
             "write it in place of its path",
         )
     base = _class(llm_config.get("server_cls") or LLMServer)
-    return {**llm_config, "server_cls": guarded_class(untold(base), config, storage.root())}
+    model_id = str((llm_config.get("model_loading_config") or {}).get("model_id"))
+    inside = functools.partial(_behind_guard, _adapters_config(llm_config), model_id)
+    server = guarded_class(untold(base), config, storage.root(), inside)
+    ours = {**llm_config, "server_cls": server}
+    ours.pop("lora_config", None)  # Ray would load adapters itself, from fewer places
+    return ours
+
+
+def _adapters_config(llm_config: dict[str, Any]) -> AdaptersConfig | None:
+    given = llm_config.get("lora_config")
+    if given is None:
+        return None
+    if not (llm_config.get("engine_kwargs") or {}).get("enable_lora"):
+        raise InputError(
+            "lora_config needs an engine that loads adapters",
+            "write `enable_lora: true` in engine_kwargs, and `max_lora_rank` if it is over 16",
+        )
+    return _checked(AdaptersConfig, given, "lora_config", "docs/clients.md")
+
+
+def _behind_guard(adapters: AdaptersConfig | None, model_id: str, app: Any, root: str) -> App:
+    """In the replica, around the engine's application once the engine runs."""
+    if adapters is None:
+        return EngineApp(app, before=_forget_header)
+    engine = VllmEngine(model_id, app.state.openai_serving_models)
+    return EngineApp(app, Adapters(model_id, root, adapters, engine), before=_forget_header)
+
+
+def _in_openais_words(app: App, root: str) -> App:
+    """In the replica of Ray's ingress."""
+    return EngineApp(app)
+
+
+def _forget_header() -> None:
+    """Forget what a client says, in a header of Serve's, of the adapter that it wants.
+
+    Ray would load that adapter itself, and fails with status 500 where it cannot.
+    """
+    context = _serve_request_context.get()
+    if context is not None and context.multiplexed_model_id:
+        _serve_request_context.set(replace(context, multiplexed_model_id=""))
 
 
 def _class(given: Any) -> type:

@@ -32,6 +32,7 @@ def pin_models(wanted: ServeConfig, storage_url: str) -> ServeConfig:
 
 
 def _pinned(app: dict[str, Any], storage_url: str) -> dict[str, Any]:
+    app = _numbered(app, storage_url)
     names = [source for source in sources(app) if "/" not in source]
     if not names:
         return app
@@ -39,6 +40,34 @@ def _pinned(app: dict[str, Any], storage_url: str) -> dict[str, Any]:
     environment = app.get("runtime_env") or {}
     variables = {**(environment.get("env_vars") or {}), MODELS_VARIABLE: content}
     return {**app, "runtime_env": {**environment, "env_vars": variables}}
+
+
+def _numbered(app: dict[str, Any], storage_url: str) -> dict[str, Any]:
+    """`NAME@ALIAS` as the version that it means now: so it stays until the next deploy, also for
+    replicas that start later, and a rollback goes back to it.
+    """
+    aliases = [source for source in sources(app) if "/" not in source and "@" in source]
+    if not aliases:
+        return app
+    arguments = {**(app.get("args") or {})}
+    if "llm_configs" in arguments:
+        configs = arguments["llm_configs"]
+        arguments["llm_configs"] = [_with_version(one, storage_url) for one in configs]
+    for part in SPLIT:
+        if part in arguments:
+            arguments[part] = _with_version(arguments[part], storage_url)
+    return {**app, "args": arguments}
+
+
+def _with_version(config: Any, storage_url: str) -> Any:
+    if not isinstance(config, dict):
+        return config
+    loading = config.get("model_loading_config") or {}
+    source = loading.get("model_source", loading.get("model_id"))
+    if not isinstance(source, str) or "/" in source or "@" not in source:
+        return config
+    version = layout.name_of_version(source, storage_url)
+    return {**config, "model_loading_config": {**loading, "model_source": version}}
 
 
 def sources(app: Mapping[str, Any]) -> list[str]:

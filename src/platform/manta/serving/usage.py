@@ -59,8 +59,8 @@ class Ledger:
         self._unsaved: set[str] = set()
 
     def cost_usd(self, model: str, prompt_tokens: int, completion_tokens: int) -> float:
-        """What they cost now; 0 for a model without a price."""
-        price = self._prices.get(model, Price())
+        """What they cost now; 0 for a model without a price. An adapter has its base's."""
+        price = self._prices.get(model) or self._prices.get(model.partition(":")[0], Price())
         return (
             prompt_tokens * price.prompt_usd_per_million
             + completion_tokens * price.completion_usd_per_million

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 from manta import storage
 from manta.errors import InputError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def dataset(name: str, version: str) -> str:
@@ -44,8 +47,43 @@ def runs(kind: str) -> str:
 
 
 def model(name: str, root: str | None = None) -> str:
-    """Folder of an exported model, in Hugging Face's layout; `root` is this process's if None."""
-    return storage.join(root or storage.root(), "models", name)
+    """Folder of an exported model, in Hugging Face's layout; `root` is this process's if None.
+
+    Args:
+        name: NAME, which each training replaces, or the registry's NAME@VERSION or NAME@ALIAS.
+
+    Raises:
+        InputError: there is no such alias.
+    """
+    root = root or storage.root()
+    name, _, version = name_of_version(name, root).partition("@")
+    if version:
+        return storage.join(registry(root), name, version)
+    return storage.join(root, "models", name)
+
+
+def registry(root: str) -> str:
+    """Folder of the models that were registered: NAME/VERSION/, and NAME/aliases/."""
+    return storage.join(root, "registry")
+
+
+def alias(root: str, name: str, alias: str) -> str:
+    """File that says which version of model `name` an alias means."""
+    return storage.join(registry(root), name, "aliases", f"{alias}.json")
+
+
+def name_of_version(name: str, root: str) -> str:
+    """NAME@VERSION for NAME@ALIAS; others as they are. Raises InputError for an unknown alias."""
+    base, at, wanted = name.partition("@")
+    if not at or wanted.isdigit():
+        return name
+    file = alias(root, base, wanted)
+    if not _NAME.fullmatch(base) or not _NAME.fullmatch(wanted) or not storage.exists(file):
+        raise InputError(
+            f"model `{name}`: there is no `{wanted}` of `{base}`",
+            f"`manta models list {base}` shows what there is",
+        )
+    return f"{base}@{storage.read_json(file)['version']}"
 
 
 def model_content(seal: dict[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""Tests of one running endpoint; being a package they share it, and it ends with the last."""
