@@ -87,6 +87,10 @@ def test_a_replica_that_is_wrongly_slow_is_replaced_and_the_other_is_not(
     assert load.wrong == []
 
 
+@pytest.mark.skipif(
+    "MANTA_CHAOS_ENGINE" not in os.environ,
+    reason="two engines start for minutes: MANTA_CHAOS_ENGINE=1; test_inference.py kills one",
+)
 def test_an_engine_that_is_killed_takes_its_replica_along_and_the_other_goes_on(
     serving: ServingArena,
 ) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import talkers
@@ -27,7 +28,7 @@ import tiny_model
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from manta.cluster import ports, tls
+from manta.cluster import ports, processes, tls
 from manta.cluster.record import ClusterRecord
 
 # vLLM starts in half a minute on an idle machine, and in minutes on a busy one.
@@ -439,6 +440,7 @@ def test_the_projects_serve_config_answers_a_streaming_client(lab: Lab) -> None:
     guard.the_same_question_is_answered_from_the_cache_also_over_tls()
     guard.no_key_is_in_a_log_or_a_process_list()
     guard.no_prompt_or_answer_is_in_a_log_or_in_storage()
+    guard.a_replica_whose_engine_died_ends_and_is_replaced()
 
     lab(MANTA, "undeploy", "llm")
     assert get(f"{lab.record['serve_url']}/one") == "first"
@@ -680,6 +682,20 @@ class Guarded:
         assert any(f.parent.parent.name == "usage" for f in files)
         assert [f for f in files if CANARY.encode() in f.read_bytes()] == []
 
+    def a_replica_whose_engine_died_ends_and_is_replaced(self) -> None:
+        def pids(title: str) -> set[int]:
+            found = psutil.process_iter(["cmdline"])
+            titles = {p.pid: " ".join(p.info["cmdline"] or ()) for p in found}
+            ours = {p.pid for p in processes.members(self.lab.record["cluster_id"])}
+            return {pid for pid, told in titles.items() if title in told} & ours
+
+        title = "ray::ServeReplica:llm:LLMServer"
+        before = pids(title)
+        os.kill(pids("VLLM::EngineCore").pop(), signal.SIGKILL)
+        poll("end of its replica", lambda: bool(before - pids(title)), timeout_s=10)
+        client = self.client(self.owners_key)
+        poll("new replica", lambda: not raises(openai.OpenAIError, num_chunks, client), 180)
+
     def no_key_is_in_a_log_or_a_process_list(self) -> None:
         secret = re.compile(rb"manta_[0-9a-f]{12}_[A-Za-z0-9_-]{43}")
         assert secret.fullmatch(self.owners_key.encode())
@@ -695,9 +711,9 @@ def until_known(client: openai.OpenAI) -> None:
     poll("open door", lambda: not raises(openai.AuthenticationError, client.models.list), 2)
 
 
-def raises(kind: type[Exception], call: Callable[[], object]) -> bool:
+def raises(kind: type[Exception], call: Callable[..., object], *arguments: object) -> bool:
     try:
-        call()
+        call(*arguments)
     except kind:
         return True
     return False

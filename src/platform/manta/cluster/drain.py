@@ -39,8 +39,8 @@ def choose(nodes: Sequence[Node], wanted: str) -> Node:
 
 def command(node: Node, deadline_s: int | None) -> tuple[str, ...]:
     """The plain `ray` command that does it. Pure."""
-    words = ("ray", "drain-node", "--node-id", node.id)
-    words += ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "manta drain")
+    reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "manta drain")
+    words = ("ray", "drain-node", "--node-id", node.id, *reason)
     return (*words, "--deadline-remaining-seconds", str(deadline_s)) if deadline_s else words
 
 
