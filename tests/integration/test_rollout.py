@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -22,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from load import Load, get
+from load import Ask, Failed, Load, get
 
 from manta import storage
 from manta.cluster.record import ClusterRecord
@@ -264,40 +263,36 @@ def guarded(**args: object) -> dict[str, Any]:
     return {**tiny("h", **args), "import_path": "guarded:app"}
 
 
-class Asking(Load):
-    """The same for an application with a guard; each client has a key of its own."""
+def complete(url: str, key: str) -> Ask:
+    """A question to an application with a guard; the answer's text is what it counts as."""
 
-    COMPLETIONS = "/v1/completions"
+    async def ask(client: httpx.AsyncClient) -> str:
+        answer = await client.post(
+            f"{url}/v1/completions",
+            json={"prompt": "x"},
+            headers={"Authorization": f"Bearer {key}"},
+        )
+        if answer.status_code != 200:
+            raise Failed(f"{answer.status_code} {answer.text}")
+        return str(answer.json()["choices"][0]["text"])
 
-    async def _ask(self) -> None:
-        async with httpx.AsyncClient(timeout=30) as client:
-            await asyncio.gather(*(self._client(client, number) for number in range(8)))
+    return ask
 
-    async def _client(self, client: httpx.AsyncClient, seconds: float) -> None:
-        headers = {"Authorization": f"Bearer client-{seconds}"}
-        while not self._done.is_set():
-            await asyncio.sleep(0.02)
-            try:
-                answer = await client.post(
-                    self.url + self.COMPLETIONS, json={"prompt": "x"}, headers=headers
-                )
-            except httpx.HTTPError as error:
-                self.failures[type(error).__name__] += 1
-                continue
-            if answer.status_code == 200:
-                self.answers[answer.json()["choices"][0]["text"]] += 1
-            else:
-                self.failures[f"{answer.status_code} {answer.text[:200]}"] += 1
 
-    def only(self, text: str, timeout_s: float) -> None:
-        """Return once nothing but `text` is answered."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            self.answers.clear()
-            time.sleep(1)
-            if self.answers.keys() == {text}:
-                return
-            assert time.monotonic() < deadline, (self.answers, self.failures)
+def clients(url: str) -> Load:
+    """Eight, each with a key of its own."""
+    return Load([complete(url, f"client-{number}") for number in range(8)], pause_s=0.02)
+
+
+def until_only(load: Load, text: str, timeout_s: float) -> None:
+    """Return once nothing but `text` is answered."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        load.answers.clear()
+        time.sleep(1)
+        if load.answers.keys() == {text}:
+            return
+        assert time.monotonic() < deadline, str(load)
 
 
 def said(process: subprocess.Popen[str], word: str) -> None:
@@ -318,16 +313,16 @@ def test_a_canary_is_promoted_if_it_is_good_and_removed_if_not_and_no_request_is
     lab: Lab,
 ) -> None:
     lab.deploy(guarded(text="old"))
-    with Asking(lab.url("h")) as load:
+    with clients(lab.url("h")) as load:
         most = (*STEPS, "--canary", "60", "--canary-by", "request")
         wrong = lab.deploy(guarded(text="bad", fail_every=3), options=most, ok=1)
         dying = lab.deploy(guarded(text="bad", die_after=30), options=most, ok=1)
-        load.only("old", timeout_s=15)
+        until_only(load, "old", timeout_s=15)
         good = lab.deploy(
             guarded(text="new"),
             options=(*STEPS, "--shadow", "0.5", "--canary", "50", "--canary-by", "request"),
         )
-        load.only("new", timeout_s=15)
+        until_only(load, "new", timeout_s=15)
     # What the candidate failed, the running version answered.
     assert load.failures == {}
     for output in (wrong, dying):
@@ -351,13 +346,13 @@ def test_blue_and_green_change_places_at_once_and_back_when_the_deploy_is_interr
 ) -> None:
     lab.deploy(guarded(text="new"))
     words = ("deploy", lab.file(guarded(text="green")), "--canary", "100", "--step-s", "60")
-    with Asking(lab.url("h")) as load:
+    with clients(lab.url("h")) as load:
         for how in (signal.SIGINT, signal.SIGKILL):
             process = lab.start(*words, "--max-latency-ratio", "100")
             said(process, "the new version answers 100% of the requests")
-            load.only("green", timeout_s=5)
+            until_only(load, "green", timeout_s=5)
             process.send_signal(how)
-            load.only("new", timeout_s=traffic.EXPIRY_S + 5)
+            until_only(load, "new", timeout_s=traffic.EXPIRY_S + 5)
             output, _ = process.communicate(timeout=60)
             if how == signal.SIGINT:
                 assert "the new version is removed; nothing that runs was touched" in output
