@@ -150,8 +150,10 @@ def generated(url: str, model: str, *, stream: bool) -> Ask:
         prompt, most = f"def question_{next(_numbers)}():", 8
         body = {"model": model, "prompt": prompt, "max_tokens": most, "ignore_eos": True}
         if stream:
-            said = await events(client, url, body | {"stream": True})
-            if len(said) < most or said[-1] != "[DONE]":
+            options = {"stream": True, "stream_options": {"include_usage": True}}
+            said = await events(client, url, body | options)
+            # Not by the number of events: an engine that is busy puts several tokens into one.
+            if said[-2:] != [f"{most} tokens", "[DONE]"]:
                 raise Wrong(f"{prompt}: {said}")
             return "streamed"
         answer = await client.post(f"{url}/v1/completions", json=body | {"echo": True})
@@ -167,7 +169,7 @@ def generated(url: str, model: str, *, stream: bool) -> Ask:
 
 
 async def events(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> list[str]:
-    """The texts of a stream, and what was last if that is none of the model's."""
+    """The texts of a stream, the tokens that it says it used, and its end."""
     said = []
     async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
         if answer.status_code != 200:
@@ -176,7 +178,10 @@ async def events(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> l
             if line.startswith('data: {"error'):
                 raise Failed(f"error in the stream: {line[6:66]}")
             if line.startswith("data: {"):
-                said += [choice["text"] for choice in json.loads(line[6:])["choices"]]
+                value = json.loads(line[6:])
+                said += [choice["text"] for choice in value["choices"]]
+                if used := value.get("usage"):
+                    said.append(f"{used['completion_tokens']} tokens")
             elif line.startswith("data: "):
                 said.append(line[6:])
     return said or [""]
