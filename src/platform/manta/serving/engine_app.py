@@ -62,13 +62,14 @@ class EngineApp:
 
     async def _models(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """The engine's list knows what is loaded; this one knows what there is."""
-        assert self._adapters is not None
-        names = await self._adapters.models()
+        adapters = self._adapters
+        assert adapters is not None
+        names = await adapters.models()
         asked = path.removeprefix(MODELS).removeprefix("/")
-        base = self._adapters.base
+        base = adapters.base
 
         def listed(status: int, body: bytes) -> bytes:
-            cards = [c for c in json.loads(body)["data"] if not self._adapters.is_mine(c["id"])]
+            cards = [c for c in json.loads(body)["data"] if not adapters.is_mine(c["id"])]
             (parent,) = [card for card in cards if card["id"] == base]
             cards += [{**parent, "id": one, "root": one, "parent": base} for one in names]
             if not asked:

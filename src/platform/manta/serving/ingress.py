@@ -41,7 +41,8 @@ class Guarded:
     def _set_asgi_app(self, app: Any) -> None:
         config, root = self.guard_config, self.guard_root
         replica_id, application = _replica()
-        app = type(self).guard_inside(app, root) if type(self).guard_inside else app
+        if inside := type(self).guard_inside:
+            app = inside(app, root)
         limiter = SharedLimiter(uuid.uuid4().hex, root)
         vitals = VitalsWriter(root, replica_id) if replica_id else None
         observer = Observer(Ray(), tracer(config.tracing, application))

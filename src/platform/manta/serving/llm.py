@@ -33,12 +33,13 @@ from manta.serving.direct import chosen_by_haproxy, untold
 from manta.serving.engine_app import EngineApp
 from manta.serving.guard import App
 from manta.serving.ingress import guarded_class
+from manta.spec import Spec
 from manta.spec.adapters import AdaptersConfig
 from manta.spec.guard import GuardConfig
 from manta.spec.serve import SPLIT
 from manta.workloads import layout
 
-Settings = TypeVar("Settings", GuardConfig, AdaptersConfig)
+Settings = TypeVar("Settings", bound=Spec)
 
 _NO_DIRECT_STREAMING = '`runtime_env: {env_vars: {RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING: "0"}}`'
 
