@@ -150,7 +150,9 @@ def ask(
     Args:
         capacity: requests/s of the open loop at its whole; None takes what 64 clients reach here.
     """
-    closed = [{"requests": n, "clients": clients} for clients, n in CLIENTS.items()]
+    closed: list[dict[str, float]] = [
+        {"requests": n, "clients": clients} for clients, n in CLIENTS.items()
+    ]
     warm, *found = _bench_serve(folder, server, model, [{"requests": 32, "clients": 16}, *closed])
     assert warm["completed"] == 32
     capacity = capacity or found[-1]["tokens_per_s"] / TOKENS

@@ -101,9 +101,9 @@ def _checked(kind: type[Settings], value: Any, name: str, page: str) -> Settings
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join([name, *map(str, first["loc"])])
-        raise InputError(f"{where}: {first['msg']}", f"see {page}") from None
+        fault = error.errors()[0]
+        where = ".".join([name, *map(str, fault["loc"])])
+        raise InputError(f"{where}: {fault['msg']}", f"see {page}") from None
 
 
 def _guard(args: dict[str, Any], config: GuardConfig) -> dict[str, Any]:
