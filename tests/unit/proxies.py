@@ -33,9 +33,12 @@ def listening(config: Path) -> list[psutil.Process]:
 
 
 def end_all(config: Path) -> None:
-    """Until nobody is left who would start another."""
+    """Until nobody is left who would start another: all are stopped before the first is killed."""
     while left := proxies(config):
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
                 process.kill()
                 process.wait(5)

@@ -29,7 +29,9 @@ PROMPT = "what is in the harbour of Syracuse"
 class Lab:
     """The model behind a guard that keeps answers."""
 
-    def __init__(self, root: Path, **changes: Any) -> None:
+    def __init__(
+        self, root: Path, told: vitals.VitalsWriter | None = None, **changes: Any
+    ) -> None:
         self.root, self.model = str(root), ModelServer()
         config = GuardConfig.model_validate({"cache": {"ttl_s": 60}, **changes})
         prices = {"m": Price(prompt_usd_per_million=1, completion_usd_per_million=1)}
@@ -39,6 +41,7 @@ class Lab:
             key_store.KeyTable(self.root),
             LocalLimiter("replica"),
             usage.Ledger(self.root, prices),
+            vitals=told,
         )
 
     def client(self, **changes: Any) -> httpx.AsyncClient:
@@ -324,8 +327,7 @@ def test_a_key_whose_money_is_spent_gets_429_until_the_month_ends(
 
 def test_answers_from_the_cache_are_no_sign_of_how_a_version_does(tmp_path: Path) -> None:
     async def check() -> None:
-        here = Lab(tmp_path)
-        here.guard._vitals = vitals.VitalsWriter(here.root, "replica")
+        here = Lab(tmp_path, vitals.VitalsWriter(str(tmp_path), "replica"))
         client = here.client()
         for _ in range(3):
             await client.post(CHAT, json=chat())

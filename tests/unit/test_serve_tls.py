@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import psutil
@@ -64,7 +65,11 @@ def place(tmp_path: Path) -> Place:
 class Model(BaseHTTPRequestHandler):
     """What lies behind."""
 
+    heard: ClassVar[list[dict[str, str]]] = []
+    """The headers of each request, names in lower case."""
+
     def do_GET(self) -> None:
+        self.heard.append({name.lower(): value for name, value in self.headers.items()})
         body = b"a model"
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
@@ -189,6 +194,24 @@ def until(check: Callable[[], bool]) -> None:
     while not check():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_headers_on_which_ray_fails_or_that_hide_who_has_gone_do_not_get_through(
+    place: Place,
+) -> None:
+    url = f"http://127.0.0.1:{place.plain}/v1/models"
+    names = ("x-request-id", "x-session-id", "x-request-timeout-seconds")
+    with running(place):
+        fetch(place.client(), url)
+        for value in (b"\xe4", b"a-good-1"):
+            headers = [(name.encode(), value) for name in names]
+            headers += [(b"x-request-disconnect-disabled", b"?1"), (b"x-other", value)]
+            assert place.client().get(url, headers=headers).text == "a model"
+    odd, good = Model.heard[-2:]
+    assert not {*names, "x-request-disconnect-disabled"} & odd.keys()
+    assert "x-other" in odd
+    assert [good[name] for name in names] == ["a-good-1"] * 3
+    assert "x-request-disconnect-disabled" not in good
 
 
 def test_without_it_nothing_speaks_tls(place: Place) -> None:

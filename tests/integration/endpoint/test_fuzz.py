@@ -230,24 +230,24 @@ def started_at(site: Site, prefix: str) -> str:
     return told
 
 
-HEADERS = {
-    "x-request-id": 500,
-    "x-session-id": 500,
-    "x-request-disconnect-disabled": 500,
-    "x-request-timeout-seconds": 500,
-    "traceparent": 200,
-    "user-agent": 200,
-    "accept": 200,
-    "serve-nothing": 200,
-}
-"""What a value that is not UTF-8 gets. Ray Serve reads four headers before the guard sees the
-request, and fails: a fault of Ray 2.60, `_direct_ingress_asgi` in serve/_private/replica.py."""
+HEADERS = (
+    "x-request-id",
+    "x-session-id",
+    "x-request-disconnect-disabled",
+    "x-request-timeout-seconds",
+    "traceparent",
+    "user-agent",
+    "accept",
+    "serve-nothing",
+)
+"""Ray Serve reads the first four before the guard sees a request, and fails where they are not
+UTF-8; HAProxy takes them out (cluster/haproxy.py)."""
 
 
-def test_headers_that_are_no_text_fail_in_ray_alone(known: Site) -> None:
+def test_headers_that_are_no_text_harm_nobody(known: Site) -> None:
     found = {}
     with known.http(known.user) as client:
         for name in HEADERS:
             answer = client.get("/v1/models", headers=[(name.encode(), b"\xe4")])
             found[name] = answer.status_code
-    assert found == HEADERS
+    assert found == dict.fromkeys(HEADERS, 200)

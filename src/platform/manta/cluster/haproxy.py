@@ -34,6 +34,11 @@ SWITCHES = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
 }
 
+_HEADERS = ("x-request-id", "x-session-id", "x-request-timeout-seconds")
+"""What Ray Serve reads as text before the guard sees a request: it fails on other bytes."""
+_FORBIDDEN = "x-request-disconnect-disabled"
+"""With it a client would keep its slot when it goes away."""
+
 _SCRIPT = r"""#!/bin/sh
 # Closes HAProxy's metrics and statistics to other machines, then becomes HAProxy, which does not
 # start where it may not open two files for each connection that it is told to hold.
@@ -50,6 +55,8 @@ for word; do
             -e '/^listen stats/,$ s/bind \*:/bind 127.0.0.1:/' "$word"
         [ -z "$bind" ] || grep -q ' ssl crt ' "$word" ||
             sed -i "/^frontend http_frontend/,/^ *bind / s|^ *bind .*|&\n    $bind|" "$word"
+        grep -q 'del-header x-request-disconnect' "$word" ||
+            sed -i '/^frontend http_frontend/a\{headers}' "$word"
         [ "$most" -ge 4096 ] || sed -i "s/^\( *maxconn\) .*/\1 $most/" "$word"
     fi
     last=$word
@@ -156,7 +163,13 @@ def write_script(folder: Path, program: str, https: Https | None = None) -> None
     """Write the script that starts `program` closed, and with TLS if that is asked for."""
     folder.mkdir(mode=0o700)
     path = folder / SCRIPT
-    text = _SCRIPT.replace("{tls}", _tls(folder, https) if https else "bind=")
+    rules = [f"http-request del-header {_FORBIDDEN}"]
+    rules += [
+        f"http-request del-header {name} unless {{ req.hdr({name}) -m reg ^[!-~]*$ }}"
+        for name in _HEADERS
+    ]
+    text = _SCRIPT.replace("{headers}", r"\n".join(f"    {rule}" for rule in rules))
+    text = text.replace("{tls}", _tls(folder, https) if https else "bind=")
     keeper = shlex.join([sys.executable, "-I", "-S", haproxy_keeper.__file__])
     path.write_text(text.replace("{keeper}", keeper).replace("{binary}", shlex.quote(program)))
     path.chmod(0o700)
