@@ -110,7 +110,7 @@ def test_adapters_need_an_engine_that_loads_them_and_ray_is_not_asked_to(tmp_pat
         "    try: app = build_openai_app({'llm_configs': [config]})\n"
         "    except Exception as e: return type(e).__name__, str(e)\n"
         "    made = app._bound_deployment\n"
-        "    return made.init_args[0].lora_config, made.func_or_class.guard_inside.args\n"
+        "    return made.init_kwargs['llm_config'].lora_config, made.func_or_class.guard_inside.args\n"
         "print(build({}))\n"
         "print(build({'max_num_adapters': 3}, enable_lora=True))\n"
         "print(build({'dynamic_lora_loading_path': 'shelf'}, enable_lora=True))\n"
