@@ -12,6 +12,7 @@ from typing import Any
 
 from manta.cluster import record
 from manta.cluster.record import ClusterRecord
+from manta.errors import InputError
 from manta.serving import key_store, keys
 
 BUILDER = "manta.serving.llm:build_openai_app"
@@ -26,6 +27,29 @@ def is_guarded(app: Mapping[str, Any]) -> bool:
         return False
     guard = arguments.get("guard") or {}
     return not isinstance(guard, dict) or guard.get("keys") != "none"
+
+
+def key_file(cluster: str | None = None) -> Path | None:
+    """Where the owner's key lies on this machine; None if it does not.
+
+    Args:
+        cluster: whose; None: of the one that this process belongs to.
+    """
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    near = str(record.path(cluster)) if cluster else token
+    beside = Path(near).with_name(FILE) if near else None
+    return beside if beside and beside.exists() else None
+
+
+def read_secret(path: Path) -> str:
+    """The secret in a file. Raises InputError if it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise InputError(
+            f"{path}: cannot be read ({reason})", "write a key there: `manta keys make`"
+        ) from None
 
 
 def ensure_key(cluster: ClusterRecord) -> Path:

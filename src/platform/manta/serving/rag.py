@@ -26,6 +26,7 @@ from starlette.background import BackgroundTask
 
 from manta import storage
 from manta.errors import InputError
+from manta.serving import owner
 from manta.serving.embeddings import Embedder, Vectors
 from manta.serving.openai_app import arguments, guarded, openai_api
 from manta.serving.openai_errors import Refused, bad_request
@@ -203,16 +204,11 @@ def api_key(generator: Generator) -> str:
     Raises InputError if the file that is named cannot be read.
     """
     if generator.api_key_file:
-        try:
-            return Path(generator.api_key_file).expanduser().read_text().strip()
-        except OSError as error:
-            what = f"{generator.api_key_file}: cannot be read ({error.strerror})"
-            raise InputError(what, "write a key there: `manta keys make`") from None
+        return owner.read_secret(Path(generator.api_key_file).expanduser())
     if given := os.environ.get("OPENAI_API_KEY"):
         return given
-    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    beside = Path(token).with_name("api_key") if token else None
-    return beside.read_text().strip() if beside and beside.exists() else "none"
+    beside = owner.key_file()
+    return owner.read_secret(beside) if beside else "none"
 
 
 def build_app(args: dict[str, Any]) -> Application:

@@ -14,8 +14,8 @@ import aiohttp
 
 from manta.cluster import record
 from manta.errors import InputError
+from manta.serving import owner
 from manta.serving.breaker import Breaker
-from manta.serving.owner import FILE as OWNERS_KEY
 from manta.spec.gateway import BreakerConfig, GatewayModel, Target, WeightedTarget
 
 LOOK_S = 2.0
@@ -72,7 +72,7 @@ class Secret:
         self._read_at = 0.0
         self._value: str | None = None
         if self._path:
-            self._value = _read(self._path)
+            self._value = owner.read_secret(self._path)
         elif target.api_key_env:
             self._value = os.environ.get(target.api_key_env)
             if not self._value:
@@ -85,7 +85,7 @@ class Secret:
         if self._path and now - self._read_at > KEY_S:
             self._read_at = now
             try:
-                self._value = _read(self._path)
+                self._value = owner.read_secret(self._path)
             except InputError:  # being replaced, or gone: the one before is as good as none
                 return self._value
         return self._value
@@ -96,22 +96,7 @@ def _path(target: Target) -> Path | None:
         return Path(target.api_key_file).expanduser()
     if target.url or target.api_key_env:
         return None
-    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    near = str(record.path(target.cluster)) if target.cluster else token
-    if not near:
-        return None
-    beside = Path(near).with_name(OWNERS_KEY)
-    return beside if beside.exists() else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise InputError(
-            f"{path}: cannot be read ({reason})", "write a key there: `manta keys make`"
-        ) from None
+    return owner.key_file(target.cluster)
 
 
 @dataclass(eq=False)
