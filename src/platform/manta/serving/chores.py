@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from manta.serving.background import Background, Work
 from manta.serving.cache import ResponseCache
 from manta.serving.key_store import KeyTable
 from manta.serving.limiter import Limiter
@@ -44,26 +46,25 @@ class Chores:
     split: Splitter | None
     waits: Waits = field(default_factory=Waits)
     judge: Judge = field(default_factory=Judge)
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    _first_look: asyncio.Task[None] | None = None
+    _background: Background = field(default_factory=Background)
 
     async def start(self) -> None:
         """Begin, once, and wait until the keys were looked at."""
-        if self._first_look is None:
-            work = [self._report(), self._tell_often()]
-            work += [self._watch_keys()] if self.config.keys == "required" else []
-            work += [self._compare()] if self.config.replace_slow_replicas else []
-            work += [self.split.watch()] if self.split else []
-            self._tasks = [asyncio.create_task(one) for one in work]
-            self._first_look = asyncio.create_task(self._look())
-        if not self._first_look.done():
-            await asyncio.shield(self._first_look)
+        await self._background.begin(self._look, self._work)
+
+    def _work(self) -> Iterator[Work]:
+        yield self._report()
+        yield self._tell_often()
+        if self.config.keys == "required":
+            yield self._watch_keys()
+        if self.config.replace_slow_replicas:
+            yield self._compare()
+        if self.split:
+            yield self.split.watch()
 
     async def stop(self) -> None:
         """End it, and write what is not yet written."""
-        for task in self._tasks:
-            task.cancel()
-        self._tasks, self._first_look = [], None
+        self._background.end()
         if self.split:
             await self.split.stop()
         await self._tell()

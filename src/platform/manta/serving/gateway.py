@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from manta.serving import asked_model, gateway_metrics, targets
 from manta.serving.asked_model import Asked
+from manta.serving.background import Background
 from manta.serving.exchange import Receive, Scope, header_of, path_of, read_body
 from manta.serving.forward import CutShort, Forwarder, Head, NotForwarded, Why
 from manta.serving.gateway_metrics import Outcome
@@ -83,8 +84,7 @@ class Gateway:
         self._forwarder = Forwarder(config.connect_timeout_s)
         self._sink = sink
         self._news = News()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._first_look: asyncio.Task[None] | None = None
+        self._background = Background()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
@@ -112,17 +112,11 @@ class Gateway:
 
     async def _start(self) -> None:
         """Begin the background work, once, and wait until it is known who answers where."""
-        if self._first_look is None:
-            self._tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._tell())]
-            self._first_look = asyncio.create_task(self._look_once())
-        if not self._first_look.done():
-            await asyncio.shield(self._first_look)
+        await self._background.begin(self._look_once, lambda: (self._look(), self._tell()))
 
     async def stop(self) -> None:
         """End the background work and all connections."""
-        for task in self._tasks:
-            task.cancel()
-        self._tasks, self._first_look = [], None
+        self._background.end()
         await self._forwarder.close()
 
     async def _look_once(self) -> None:
