@@ -16,8 +16,13 @@ demo: setup  ## Start a local cluster and run the whole quickstart: text in, an 
 	@$(BIN)/manta run $(PIPELINE)
 	@echo; echo 'The cluster stays up. Look around: $(BIN)/manta status   End it: make down'
 
-test: setup  ## Run all tests: unit in seconds, integration on real Ray and real vLLM
+test: setup  ## Run all tests: unit on all cores, then integration on real Ray and real vLLM
+ifdef PYTEST_ARGS
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	@failed=0; $(BIN)/python -m pytest tests/unit -n auto --dist worksteal || failed=1; \
+		$(BIN)/python -m pytest --ignore tests/unit || failed=1; exit $$failed
+endif
 
 check: setup  ## Format, lint, types
 	@$(BIN)/ruff format --check .

@@ -21,12 +21,12 @@ from typing import Any
 
 from common import machine, table, write_json
 
-from manta.serving import key_store, keys
-from manta.serving.guard import App, Guard
-from manta.serving.limiter import LocalLimiter
-from manta.serving.metrics import Ray
-from manta.serving.observer import Observer
-from manta.serving.usage import Ledger
+from manta.serving.access import key_store, keys
+from manta.serving.access.usage import Ledger
+from manta.serving.guard.guard import App, Guard
+from manta.serving.guard.limiter import LocalLimiter
+from manta.serving.telemetry.metrics import Ray
+from manta.serving.telemetry.observer import Observer
 from manta.spec.guard import GuardConfig, Limits
 
 REQUESTS, EVENTS = 1000, 64

@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
 from manta import storage
-from manta.serving.ingress import guarded_class
+from manta.serving.guard.ingress import guarded_class
 from manta.spec.guard import GuardConfig
 
 api = FastAPI()

@@ -24,9 +24,9 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from manta.serving import key_store, keys, usage
-from manta.serving.guard import Guard
-from manta.serving.limiter import LocalLimiter
+from manta.serving.access import key_store, keys, usage
+from manta.serving.guard.guard import Guard
+from manta.serving.guard.limiter import LocalLimiter
 from manta.spec.guard import GuardConfig, Limits
 
 pytestmark = pytest.mark.skipif(

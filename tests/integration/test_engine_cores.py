@@ -63,7 +63,7 @@ def test_an_engine_of_two_threads_keeps_its_worker_and_waits_asleep(model: str) 
     found = says(
         ASK.format(model=model), MANTA_ENGINE_CORES="few", VLLM_CPU_OMP_THREADS_BIND="0-1"
     )
-    assert found == ["mp", "manta.serving.engine_cores"]
+    assert found == ["mp", "manta.serving.engine.engine_cores"]
 
 
 def test_without_the_variable_vllm_is_as_it_was(model: str) -> None:
@@ -72,4 +72,7 @@ def test_without_the_variable_vllm_is_as_it_was(model: str) -> None:
 
 
 def test_messages_of_an_engine_that_waits_asleep_all_arrive() -> None:
-    assert says(ROUND_TRIP, MANTA_ENGINE_CORES="few") == ["whole", "manta.serving.engine_cores"]
+    assert says(ROUND_TRIP, MANTA_ENGINE_CORES="few") == [
+        "whole",
+        "manta.serving.engine.engine_cores",
+    ]

@@ -137,7 +137,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from ray import serve
 from manta import storage
-from manta.serving.ingress import guarded_class
+from manta.serving.guard.ingress import guarded_class
 from manta.spec.guard import GuardConfig
 
 api = FastAPI()

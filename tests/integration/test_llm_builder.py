@@ -33,7 +33,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_guard_stands_at_the_only_way_in_and_decode_asks_prefill(build: Any) -> None:
-    from manta.serving.ingress import Guarded
+    from manta.serving.guard.ingress import Guarded
 
     ingress = build(args())._bound_deployment
     assert Guarded in ingress.func_or_class.__mro__

@@ -26,7 +26,8 @@ from load import Ask, Failed, Load, get
 from manta import storage
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
-from manta.serving import history, lock, places, traffic
+from manta.serving.apps import history, lock, places
+from manta.serving.canary import traffic
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -59,7 +60,7 @@ import os
 from fastapi import FastAPI, HTTPException
 from ray import serve
 from manta import storage
-from manta.serving.ingress import guarded_class
+from manta.serving.guard.ingress import guarded_class
 from manta.spec.guard import GuardConfig
 
 api = FastAPI()

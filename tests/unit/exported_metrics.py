@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manta.jobs import http_metrics
-from manta.serving import gateway_metrics, metrics
+from manta.serving.forwarding import gateway_metrics
+from manta.serving.telemetry import metrics
 
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 

@@ -13,10 +13,10 @@ import pytest
 
 from manta import storage
 from manta.errors import InputError
-from manta.serving import adapters as module
-from manta.serving.adapters import CONFIG, WEIGHTS, Adapter, Adapters
+from manta.serving.access.usage import Ledger
+from manta.serving.engine import adapters as module
+from manta.serving.engine.adapters import CONFIG, WEIGHTS, Adapter, Adapters
 from manta.serving.openai_errors import Refused
-from manta.serving.usage import Ledger
 from manta.spec.adapters import AdaptersConfig
 from manta.spec.guard import Price
 

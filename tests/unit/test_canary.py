@@ -22,24 +22,16 @@ from manta import storage
 from manta.cli.main import cli
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
-from manta.serving import (
-    canary,
-    candidate,
-    conductor,
-    key_store,
-    keys,
-    lock,
-    splitter,
-    traffic,
-    usage,
-)
-from manta.serving.canary import Fare
-from manta.serving.guard import Guard
-from manta.serving.limiter import LocalLimiter
-from manta.serving.plan import ServeState
-from manta.serving.splitter import TOKEN, VERSION, Splitter
-from manta.serving.traffic import Order, Seen
-from manta.serving.vitals import Vitals, VitalsWriter, worse
+from manta.serving.access import key_store, keys, usage
+from manta.serving.apps import lock
+from manta.serving.apps.plan import ServeState
+from manta.serving.canary import canary, candidate, conductor, splitter, traffic
+from manta.serving.canary.canary import Fare
+from manta.serving.canary.splitter import TOKEN, VERSION, Splitter
+from manta.serving.canary.traffic import Order, Seen
+from manta.serving.guard.guard import Guard
+from manta.serving.guard.limiter import LocalLimiter
+from manta.serving.telemetry.vitals import Vitals, VitalsWriter, worse
 from manta.spec.guard import GuardConfig, Limits
 
 Test = Callable[..., Coroutine[Any, Any, None]]

@@ -6,8 +6,9 @@ import pytest
 
 from manta import storage
 from manta.errors import InputError, InvalidSpec
-from manta.serving import config, models, owner
-from manta.serving.plan import App, ServeState, plan_deploy, plan_undeploy
+from manta.serving.access import owner
+from manta.serving.apps import config, models
+from manta.serving.apps.plan import App, ServeState, plan_deploy, plan_undeploy
 from manta.workloads import layout
 
 CLUSTER = {"serve_host": "127.0.0.1", "serve_port": 8000}

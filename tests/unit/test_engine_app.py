@@ -12,9 +12,9 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
 from test_adapters import Shelf
 
-from manta.serving.adapters import Adapters
-from manta.serving.engine_app import EngineApp
-from manta.serving.exchange import MODEL
+from manta.serving.engine.adapters import Adapters
+from manta.serving.engine.engine_app import EngineApp
+from manta.serving.request.exchange import MODEL
 
 
 def engine() -> FastAPI:

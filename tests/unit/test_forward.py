@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from manta.serving.exchange import read_body
-from manta.serving.forward import CutShort, Forwarder, NotForwarded, Sent, Why
+from manta.serving.forwarding.forward import CutShort, Forwarder, NotForwarded, Sent, Why
+from manta.serving.request.exchange import read_body
 
 
 class Upstream:

@@ -25,14 +25,15 @@ from starlette.routing import Route
 from manta.cluster import record
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError
-from manta.serving import key_store, keys, targets, usage
-from manta.serving.breaker import Breaker
+from manta.serving.access import key_store, keys, usage
+from manta.serving.access.limits import Counter as LimitCounter
+from manta.serving.forwarding import targets
+from manta.serving.forwarding.breaker import Breaker
+from manta.serving.forwarding.targets import Applications, Upstream
 from manta.serving.gateway import Gateway
-from manta.serving.guard import Guard
-from manta.serving.limiter import LocalLimiter
-from manta.serving.limits import Counter as LimitCounter
-from manta.serving.metrics import Metric
-from manta.serving.targets import Applications, Upstream
+from manta.serving.guard.guard import Guard
+from manta.serving.guard.limiter import LocalLimiter
+from manta.serving.telemetry.metrics import Metric
 from manta.spec.gateway import BreakerConfig, GatewayArgs
 from manta.spec.guard import GuardConfig
 

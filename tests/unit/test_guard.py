@@ -19,12 +19,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from manta.serving import key_store, keys, usage, vitals
-from manta.serving.guard import Guard
-from manta.serving.ingress import guarded_class
-from manta.serving.keys import Role
-from manta.serving.limiter import LocalLimiter
-from manta.serving.limits import Counter
+from manta.serving.access import key_store, keys, usage
+from manta.serving.access.keys import Role
+from manta.serving.access.limits import Counter
+from manta.serving.guard.guard import Guard
+from manta.serving.guard.ingress import guarded_class
+from manta.serving.guard.limiter import LocalLimiter
+from manta.serving.telemetry import vitals
 from manta.spec.guard import GuardConfig, Limits
 
 CHAT = "/v1/chat/completions"

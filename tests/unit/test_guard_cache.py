@@ -15,11 +15,12 @@ from cryptography.exceptions import InvalidTag
 from model_server import ModelServer
 from pydantic import ValidationError
 
-from manta.serving import key_store, keys, usage, vitals
-from manta.serving.cache import ENTRY_BYTES, Page, ResponseCache
-from manta.serving.guard import Guard
-from manta.serving.keys import Role
-from manta.serving.limiter import LocalLimiter
+from manta.serving.access import key_store, keys, usage
+from manta.serving.access.keys import Role
+from manta.serving.guard.cache import ENTRY_BYTES, Page, ResponseCache
+from manta.serving.guard.guard import Guard
+from manta.serving.guard.limiter import LocalLimiter
+from manta.serving.telemetry import vitals
 from manta.spec.guard import CacheConfig, GuardConfig, Limits, Price
 
 CHAT = "/v1/chat/completions"

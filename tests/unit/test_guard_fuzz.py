@@ -19,10 +19,10 @@ import pytest
 from model_server import ModelServer
 from openapi_fuzz import BODIES, TEXTS, Call, Maker
 
-from manta.serving import key_store, keys, usage
-from manta.serving.guard import Guard
-from manta.serving.keys import Role
-from manta.serving.limiter import LocalLimiter
+from manta.serving.access import key_store, keys, usage
+from manta.serving.access.keys import Role
+from manta.serving.guard.guard import Guard
+from manta.serving.guard.limiter import LocalLimiter
 from manta.spec.guard import GuardConfig, Limits, Price
 
 NUM_REQUESTS = int(os.environ.get("MANTA_FUZZ_REQUESTS", "3000"))

@@ -15,11 +15,12 @@ import pytest
 from model_server import ModelServer
 from pydantic import ValidationError
 
-from manta.serving import key_store, keys, prompt_log, usage
-from manta.serving.guard import Guard
-from manta.serving.limiter import LocalLimiter
-from manta.serving.prompt_log import DAY_S, PromptLog
-from manta.serving.redact import NAMES, Redactor
+from manta.serving.access import key_store, keys, usage
+from manta.serving.guard import prompt_log
+from manta.serving.guard.guard import Guard
+from manta.serving.guard.limiter import LocalLimiter
+from manta.serving.guard.prompt_log import DAY_S, PromptLog
+from manta.serving.guard.redact import NAMES, Redactor
 from manta.spec.guard import GuardConfig, Limits
 
 CHAT = "/v1/chat/completions"

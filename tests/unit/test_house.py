@@ -15,7 +15,7 @@ LOADED_BY_RAY = {
     "serving/llm.py": "the import_path of a Serve config; runs in a replica, as workloads do",
     "serving/embeddings.py": "as serving/llm.py",
     "serving/rag.py": "as serving/llm.py",
-    "serving/direct.py": "a part of serving/llm.py",
+    "serving/engine/direct.py": "a part of serving/llm.py",
     "plan/ray_scheduler.py": "the seam to Ray's scheduler, imported when a plan needs it",
 }
 
@@ -35,6 +35,19 @@ MAY_IMPORT = {
     "autoscaling": {"plan"} | EVERY_ROOM,
     "workloads": EVERY_ROOM,
     "observe": {"state"} | EVERY_ROOM,
+}
+
+
+# The rooms inside serving/, each with what it may import; files beside them may use all of these.
+INSIDE_SERVING = {
+    "access": set(),
+    "request": set(),
+    "telemetry": {"access", "request"},
+    "forwarding": {"access", "request", "telemetry"},
+    "apps": {"access"},
+    "canary": {"access", "request", "telemetry", "forwarding", "apps"},
+    "guard": {"access", "request", "telemetry", "canary"},
+    "engine": {"access", "request", "guard"},
 }
 
 
@@ -69,6 +82,22 @@ def test_imports_point_one_way():
         allowed = MAY_IMPORT[room] | {room}
         wrong += [
             f"{place(file)} -> {other}" for other in rooms_imported(file) if other not in allowed
+        ]
+    assert wrong == []
+
+
+def test_imports_inside_serving_point_one_way():
+    wrong = []
+    for file in (PACKAGE / "serving").rglob("*.py"):
+        room = file.parent.name
+        if room == "serving":
+            continue
+        allowed = INSIDE_SERVING[room] | {room, "openai_errors"}
+        wrong += [
+            f"{place(file)} -> {node.module}"
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("manta.serving")
+            if f"{node.module}.".split(".")[2] not in allowed
         ]
     assert wrong == []
 

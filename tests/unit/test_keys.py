@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from manta.cli.main import cli
 from manta.errors import InputError
-from manta.serving import key_store, keys, owner, usage
-from manta.serving.keys import Role
+from manta.serving.access import key_store, keys, owner, usage
+from manta.serving.access.keys import Role
 from manta.spec.guard import Limits, Price
 
 

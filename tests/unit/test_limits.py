@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from manta.serving.limits import REPLICA_TIMEOUT_S, Counter, Denial, Spent
+from manta.serving.access.limits import REPLICA_TIMEOUT_S, Counter, Denial, Spent
 from manta.spec.guard import Limits
 
 T0 = datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()

@@ -15,8 +15,8 @@ from manta.cli import watch_apps
 from manta.cli.main import main
 from manta.cluster import record
 from manta.cluster.record import ClusterRecord
-from manta.serving import live
-from manta.serving.live import Sample
+from manta.serving.telemetry import live
+from manta.serving.telemetry.live import Sample
 
 LABELS = 'application="llm",deployment="D",replica="r1",WorkerId="w",key="a",model="m"'
 INF = float("inf")

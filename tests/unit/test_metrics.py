@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from watched_guard import Watched, watched
 
-from manta.serving import metrics
-from manta.serving.observer import MAX_KEYS, MAX_MODELS
+from manta.serving.telemetry import metrics
+from manta.serving.telemetry.observer import MAX_KEYS, MAX_MODELS
 
 REQUESTS = "ray_manta_requests_total"
 TOKENS = "ray_manta_tokens_total"

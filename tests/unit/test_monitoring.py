@@ -13,7 +13,8 @@ import pytest
 import yaml
 from exported_metrics import all_of_them, ours
 
-from manta.serving import gateway_metrics, metrics
+from manta.serving.forwarding import gateway_metrics
+from manta.serving.telemetry import metrics
 
 FOLDER = Path(__file__).parents[2] / "configs" / "monitoring"
 FUNCTIONS = {"sum", "max", "avg", "rate", "histogram_quantile", "absent"}
@@ -96,7 +97,7 @@ def test_expressions_are_whole_and_use_known_functions(expression: str) -> None:
 
 
 def test_every_outcome_in_a_matcher_is_one_that_the_guard_tells() -> None:
-    from manta.serving import observer
+    from manta.serving.telemetry import observer
 
     known = {*observer.OUTCOMES.values(), observer.OK, observer.ENGINE_ERROR, observer.BAD_REQUEST}
     for expression in expressions():

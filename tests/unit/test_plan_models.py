@@ -14,7 +14,7 @@ from manta import check
 from manta.plan.clusters import read_cluster
 from manta.plan.demand import demand_of_app
 from manta.plan.models import plan_models, words
-from manta.serving import models
+from manta.serving.apps import models
 from manta.sizing.accelerators import ACCELERATORS
 from manta.sizing.engine import engine_of
 from manta.sizing.fit import fit

@@ -9,8 +9,8 @@ import pytest
 from test_deploy_plan import CLUSTER, app, running, wanted
 
 from manta.errors import InputError, InvalidSpec
-from manta.serving.plan import ServeState, plan_candidates, plan_deploy, plan_restore
-from manta.serving.probe import Endpoint, failures
+from manta.serving.apps.plan import ServeState, plan_candidates, plan_deploy, plan_restore
+from manta.serving.canary.probe import Endpoint, failures
 from manta.spec.probes import Probe, read_probes
 
 

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from manta import storage
 from manta.cli.main import cli
 from manta.errors import InputError
-from manta.serving import models, registry
-from manta.serving.config import ServeConfig
-from manta.serving.owner import BUILDER
+from manta.serving import registry
+from manta.serving.access.owner import BUILDER
+from manta.serving.apps import models
+from manta.serving.apps.config import ServeConfig
 from manta.workloads import layout
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manta.serving.history import Action, Outcome, State, Version
+from manta.serving.apps.history import Action, Outcome, State, Version
 from manta.serving.restore import in_force
 
 

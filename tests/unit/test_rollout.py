@@ -15,8 +15,9 @@ from manta import storage
 from manta.cli.main import cli
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.serving import history, lock, models, places, surge, vitals
-from manta.serving.plan import App, Deployment, ServeState, plan_deploy, plan_restore
+from manta.serving.apps import history, lock, models, places, surge
+from manta.serving.apps.plan import App, Deployment, ServeState, plan_deploy, plan_restore
+from manta.serving.telemetry import vitals
 
 
 def cluster(root):
@@ -77,7 +78,7 @@ HOLD = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from test_rollout import cluster
-from manta.serving import lock
+from manta.serving.apps import lock
 with lock.held(cluster(sys.argv[1]), "deploy of the dead", print):
     print("held", flush=True)
     time.sleep(60)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from manta.serving import slowness
-from manta.serving.slowness import Board, Judge, Waits, is_slow
+from manta.serving.guard import slowness
+from manta.serving.guard.slowness import Board, Judge, Waits, is_slow
 
 
 @dataclass(eq=False)

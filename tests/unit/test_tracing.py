@@ -15,8 +15,8 @@ from opentelemetry.trace import StatusCode
 from pydantic import ValidationError
 from watched_guard import CHAT, Watched, watched
 
-from manta.serving import tracing
-from manta.serving.tracing import Tracer
+from manta.serving.telemetry import tracing
+from manta.serving.telemetry.tracing import Tracer
 from manta.spec.guard import GuardConfig
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

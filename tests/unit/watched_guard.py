@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 
-from manta.serving import key_store, keys
-from manta.serving.guard import Guard
-from manta.serving.limiter import LocalLimiter
-from manta.serving.metrics import Metric
-from manta.serving.observer import Observer
-from manta.serving.tracing import Tracer
-from manta.serving.usage import Ledger
+from manta.serving.access import key_store, keys
+from manta.serving.access.usage import Ledger
+from manta.serving.guard.guard import Guard
+from manta.serving.guard.limiter import LocalLimiter
+from manta.serving.telemetry.metrics import Metric
+from manta.serving.telemetry.observer import Observer
+from manta.serving.telemetry.tracing import Tracer
 from manta.spec.guard import GuardConfig, Limits
 
 CHAT = "/v1/chat/completions"

@@ -23,8 +23,8 @@ import tiny_model
 import yaml
 
 from manta.cluster.record import ClusterRecord
-from manta.serving import key_store, keys
-from manta.serving.keys import Role
+from manta.serving.access import key_store, keys
+from manta.serving.access.keys import Role
 
 REPOSITORY = Path(__file__).parents[3]
 MANTA = str(Path(sys.executable).with_name("manta"))

@@ -14,8 +14,8 @@ from manta.cluster import record
 from manta.errors import InputError
 
 if TYPE_CHECKING:
-    from manta.serving.history import Outcome, Version
-    from manta.serving.plan import App
+    from manta.serving.apps.history import Outcome, Version
+    from manta.serving.apps.plan import App
 
 
 @click.group(
@@ -32,7 +32,7 @@ def command(context: click.Context, cluster: str, as_json: bool, watch: bool) ->
     """List the applications that Serve knows, with their replicas, and where they answer."""
     if context.invoked_subcommand is not None:
         return
-    from manta.serving import deploy
+    from manta.serving.apps import deploy
 
     target = record.find(cluster)
     if watch:
@@ -60,7 +60,7 @@ def command(context: click.Context, cluster: str, as_json: bool, watch: bool) ->
 @output.json_option
 def history_(app: str | None, limit: int, cluster: str, as_json: bool) -> None:
     """List every deploy, rollback and undeploy of APP, or of all applications; newest last."""
-    from manta.serving import history
+    from manta.serving.apps import history
 
     home = _home(cluster)
     names = (app,) if app else history.apps(home)
@@ -101,7 +101,7 @@ def restore(cluster: str, died: str | None) -> int:
 
 
 def _home(cluster: str) -> str:
-    from manta.serving import places
+    from manta.serving.apps import places
 
     try:
         return places.home(record.load(cluster))

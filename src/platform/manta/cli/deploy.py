@@ -14,7 +14,7 @@ from manta.cluster import record
 from manta.errors import InputError
 
 if TYPE_CHECKING:
-    from manta.serving.plan import DeployPlan
+    from manta.serving.apps.plan import DeployPlan
     from manta.serving.rollout import Options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -139,7 +139,7 @@ def options_of(*, no_rollback: bool, check: str | None, **others: Any) -> Option
     weights, by = others.pop("canary"), others.pop("canary_by")
     canary = None
     if weights is not None or steps["shadow"]:
-        from manta.serving.canary import Canary
+        from manta.serving.canary.canary import Canary
 
         limits = {name: others[name] for name in ("max_error_rate", "max_latency_ratio")}
         canary = Canary(weights=_weights(weights), by=by, **steps, **limits)
@@ -163,8 +163,8 @@ def _weights(text: str | None) -> tuple[float, ...]:
 
 
 def _plan(file: str, cluster: str, interrupt: bool) -> DeployPlan:
-    from manta.serving import config, deploy
-    from manta.serving.plan import ServeState, plan_deploy
+    from manta.serving.apps import config, deploy
+    from manta.serving.apps.plan import ServeState, plan_deploy
 
     try:
         target = record.find(cluster)

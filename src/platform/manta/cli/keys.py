@@ -18,8 +18,8 @@ from manta.cluster import record
 from manta.errors import InputError
 
 if TYPE_CHECKING:
-    from manta.serving.key_store import Stored
-    from manta.serving.keys import Key
+    from manta.serving.access.key_store import Stored
+    from manta.serving.access.keys import Key
 
 DAY_S = 24 * 3600
 
@@ -79,7 +79,7 @@ def make(
     **limits: float | None,
 ) -> None:
     """Make key NAME. Its secret is shown this once and kept nowhere."""
-    from manta.serving import key_store, keys
+    from manta.serving.access import key_store, keys
     from manta.spec.guard import Limits
 
     now = time.time()
@@ -103,7 +103,7 @@ def make(
 @output.json_option
 def list_(show_all: bool, cluster: str, as_json: bool) -> None:
     """List keys, never their secrets."""
-    from manta.serving import key_store
+    from manta.serving.access import key_store
 
     now = time.time()
     table = key_store.read(_root(cluster)).values()
@@ -125,7 +125,7 @@ def list_(show_all: bool, cluster: str, as_json: bool) -> None:
 @output.json_option
 def revoke(key: str, cluster: str, as_json: bool) -> None:
     """End a key at once. This cannot be undone."""
-    from manta.serving import key_store
+    from manta.serving.access import key_store
 
     root = _root(cluster)
     found = key_store.find(root, key).key
@@ -151,7 +151,7 @@ def revoke(key: str, cluster: str, as_json: bool) -> None:
 @output.json_option
 def rotate(key: str, grace_s: float, out: str | None, cluster: str, as_json: bool) -> None:
     """Replace a key by one with a new secret and the same scopes and limits."""
-    from manta.serving import key_store, keys
+    from manta.serving.access import key_store, keys
 
     root, now = _root(cluster), time.time()
     stored = key_store.find(root, key)
@@ -172,8 +172,8 @@ def rotate(key: str, grace_s: float, out: str | None, cluster: str, as_json: boo
 @output.json_option
 def usage_(month: str | None, cluster: str, as_json: bool) -> None:
     """Show what each key used of each model in a month."""
-    from manta.serving import key_store, usage
-    from manta.serving.limits import month_of
+    from manta.serving.access import key_store, usage
+    from manta.serving.access.limits import month_of
 
     root = _root(cluster)
     rows = usage.read(root, _month(month) if month else month_of(time.time()))
@@ -226,7 +226,7 @@ def _month(word: str) -> str:
 
 
 def _hand_over(key: Key, secret: str, out: str | None, as_json: bool) -> None:
-    from manta.serving import owner
+    from manta.serving.access import owner
 
     if out:
         owner.write_secret(Path(out).expanduser(), secret)
@@ -240,7 +240,7 @@ def _hand_over(key: Key, secret: str, out: str | None, as_json: bool) -> None:
 
 
 def _facts(stored: Stored, now: float) -> dict[str, Any]:
-    from manta.serving import keys
+    from manta.serving.access import keys
 
     facts = {name: value for name, value in keys.to_json(stored.key).items() if name != "sha256"}
     return {**facts, "revoked_at": stored.revoked_at, "alive": stored.alive(now)}

@@ -77,7 +77,7 @@ def _deploy(cluster: str, name: str, text: str, say: Callable[[str], None]) -> s
     """
     from manta.cluster import record
     from manta.serving import rollout
-    from manta.serving.lock import Taken
+    from manta.serving.apps.lock import Taken
 
     deadline = time.monotonic() + DEPLOY_PATIENCE_S
     with tempfile.TemporaryDirectory(prefix="manta-") as folder:

@@ -98,7 +98,7 @@ def request_of(
     """
     from manta.jobs import run_request
     from manta.plan.jobs import DeployAction
-    from manta.serving import config
+    from manta.serving.apps import config
 
     target.use()
     plan = _plan(pipeline, root, run_id, given)

@@ -15,8 +15,9 @@ from manta.cluster import record
 @output.json_option
 def command(app: str, cluster: str, dry_run: bool, as_json: bool) -> None:
     """Remove application APP; the others go on."""
-    from manta.serving import deploy, rollout
-    from manta.serving.plan import plan_undeploy
+    from manta.serving import rollout
+    from manta.serving.apps import deploy
+    from manta.serving.apps.plan import plan_undeploy
 
     target = record.find(cluster)
     current = deploy.state(target)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from manta.cluster.record import ClusterRecord
-    from manta.serving.live import Live
-    from manta.serving.plan import App
+    from manta.serving.apps.plan import App
+    from manta.serving.telemetry.live import Live
 
 POLL_S = 5.0
 COLUMNS = (
@@ -26,7 +26,8 @@ COLUMNS = (
 
 def once(cluster: ClusterRecord) -> None:
     """Print JSON of how applications did in the last seconds; takes two of Ray's reports."""
-    from manta.serving import deploy, live
+    from manta.serving.apps import deploy
+    from manta.serving.telemetry import live
 
     first = live.sample(cluster)
     time.sleep(live.REPORT_S + POLL_S)
@@ -37,7 +38,8 @@ def once(cluster: ClusterRecord) -> None:
 
 def follow(cluster: ClusterRecord) -> None:
     """Show a table until Ctrl-C: on a terminal in place, elsewhere one below the other."""
-    from manta.serving import deploy, live
+    from manta.serving.apps import deploy
+    from manta.serving.telemetry import live
 
     samples = deque([live.sample(cluster)], maxlen=int(2 * live.REPORT_S / POLL_S) + 1)
     output.say("figures of the last 20 s; Ray tells every 10 s. Ctrl-C ends this")

@@ -177,7 +177,7 @@ def _environment(options: UpOptions) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; vLLM takes a large share of memory otherwise
         "VLLM_NO_USAGE_STATS": "1",
-        "MANTA_ENGINE_CORES": "few",  # for engines on CPUs, see serving/engine_cores.py
+        "MANTA_ENGINE_CORES": "few",  # for engines on CPUs, see serving/engine/engine_cores.py
         # Ray starts a worker for each logical CPU when a job connects: seconds on two cores, and
         # wasted, since a job's own runtime_env needs workers of its own.
         "RAY_prestart_worker_first_driver": "0",

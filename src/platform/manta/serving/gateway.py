@@ -14,19 +14,19 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from manta.serving import asked_model, gateway_metrics, targets
-from manta.serving.asked_model import Asked
-from manta.serving.background import Background
-from manta.serving.exchange import Receive, Scope, header_of, path_of, read_body
-from manta.serving.forward import CutShort, Forwarder, Head, NotForwarded, Why
-from manta.serving.gateway_metrics import Outcome
-from manta.serving.keys import USER_ROUTES
-from manta.serving.metrics import News, Ray, Sink
-from manta.serving.observer import SIGHT
+from manta.serving.access.keys import USER_ROUTES
+from manta.serving.forwarding import gateway_metrics, targets
+from manta.serving.forwarding.forward import CutShort, Forwarder, Head, NotForwarded, Why
+from manta.serving.forwarding.gateway_metrics import Outcome
+from manta.serving.forwarding.relay import Relay
+from manta.serving.forwarding.targets import LOOK_S, Applications, Served, Upstream
+from manta.serving.guard.background import Background
 from manta.serving.openai_app import arguments, guarded
 from manta.serving.openai_errors import Refused, Send
-from manta.serving.relay import Relay
-from manta.serving.targets import LOOK_S, Applications, Served, Upstream
+from manta.serving.request import asked_model
+from manta.serving.request.asked_model import Asked
+from manta.serving.request.exchange import SIGHT, Receive, Scope, header_of, path_of, read_body
+from manta.serving.telemetry.metrics import News, Ray, Sink
 from manta.spec.gateway import GatewayArgs, Target
 
 if TYPE_CHECKING:

@@ -28,11 +28,11 @@ from ray.serve.llm.ingress import OpenAiIngress
 
 from manta import storage
 from manta.errors import InputError
-from manta.serving.adapters import Adapters, VllmEngine
-from manta.serving.direct import chosen_by_haproxy, untold
-from manta.serving.engine_app import EngineApp
-from manta.serving.guard import App
-from manta.serving.ingress import guarded_class
+from manta.serving.engine.adapters import Adapters, VllmEngine
+from manta.serving.engine.direct import chosen_by_haproxy, untold
+from manta.serving.engine.engine_app import EngineApp
+from manta.serving.guard.guard import App
+from manta.serving.guard.ingress import guarded_class
 from manta.spec import Spec
 from manta.spec.adapters import AdaptersConfig
 from manta.spec.guard import GuardConfig

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from manta import storage
 from manta.errors import InputError
-from manta.serving.ingress import guarded_class
+from manta.serving.guard.ingress import guarded_class
 from manta.serving.openai_errors import Refused, bad_request
 from manta.spec import Spec
 from manta.spec.guard import GuardConfig

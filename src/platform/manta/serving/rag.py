@@ -26,7 +26,7 @@ from starlette.background import BackgroundTask
 
 from manta import storage
 from manta.errors import InputError
-from manta.serving import owner
+from manta.serving.access import owner
 from manta.serving.embeddings import Embedder, Vectors
 from manta.serving.openai_app import arguments, guarded, openai_api
 from manta.serving.openai_errors import Refused, bad_request

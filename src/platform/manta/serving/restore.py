@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
-from manta.serving import deploy, history, places, rollout
-from manta.serving.deploy import Say
-from manta.serving.history import Version
+from manta.serving import rollout
+from manta.serving.apps import deploy, history, places
+from manta.serving.apps.deploy import Say
+from manta.serving.apps.history import Version
 
 
 def lost(cluster: ClusterRecord, died: str | None = None) -> tuple[Version, ...]:

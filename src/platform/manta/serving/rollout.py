@@ -11,27 +11,19 @@ from typing import Any
 from manta.check import secrets
 from manta.cluster.record import ClusterRecord
 from manta.errors import InputError, MantaError
-from manta.serving import (
-    canary,
-    candidate,
-    deploy,
-    history,
-    lock,
-    models,
-    owner,
-    places,
-    surge,
-    vitals,
-)
-from manta.serving.canary import Canary
-from manta.serving.candidate import GONE_TIMEOUT_S
-from manta.serving.conductor import conducting
-from manta.serving.config import ServeConfig
-from manta.serving.deploy import NotHealthy, Say
-from manta.serving.history import Action, Version
-from manta.serving.lock import Lock, LockLost
-from manta.serving.plan import DeployPlan, ServeState, plan_restore, plan_undeploy
-from manta.serving.vitals import Vitals
+from manta.serving.access import owner
+from manta.serving.apps import deploy, history, lock, models, places, surge
+from manta.serving.apps.config import ServeConfig
+from manta.serving.apps.deploy import NotHealthy, Say
+from manta.serving.apps.history import Action, Version
+from manta.serving.apps.lock import Lock, LockLost
+from manta.serving.apps.plan import DeployPlan, ServeState, plan_restore, plan_undeploy
+from manta.serving.canary import canary, candidate
+from manta.serving.canary.canary import Canary
+from manta.serving.canary.candidate import GONE_TIMEOUT_S
+from manta.serving.canary.conductor import conducting
+from manta.serving.telemetry import vitals
+from manta.serving.telemetry.vitals import Vitals
 from manta.spec.probes import Probe
 
 OBSERVE_EACH_S = 2.0

@@ -1,0 +1,1 @@
+"""A new version beside the running one, judged before it takes over."""

@@ -1,0 +1,1 @@
+"""Between Ray Serve and vLLM: what a replica needs that neither brings."""

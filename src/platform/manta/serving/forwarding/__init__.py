@@ -1,0 +1,1 @@
+"""A request sent on to another address, and the answer that streams back."""

@@ -1,0 +1,1 @@
+"""In front of every LLM application: keys, limits, bounds, and what is told of it."""
