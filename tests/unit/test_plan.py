@@ -242,6 +242,17 @@ def test_the_projects_own_clusters_can_be_planned(name: str) -> None:
     assert plan.energy is not None
 
 
+@pytest.mark.parametrize(("name", "kind"), [("aws", "L4"), ("gcp", "L4"), ("azure", "A100")])
+def test_who_names_an_accelerator_gets_a_node_on_every_cloud_that_has_it(
+    name: str, kind: str
+) -> None:
+    cluster = read_cluster(ROOT / f"cluster/{name}.yaml", load_catalog(PRICES))
+    plan = planned(
+        cluster, load_catalog(PRICES), f'{{"GPU": 1, "accelerator_type:{kind}": 0.001}}'
+    )
+    assert not plan.pending
+
+
 @pytest.mark.parametrize("text", ["", "GPU", '{"GPU":1}x0', '{"GPU":-1}', "{", '["GPU"]', "{}"])
 def test_a_demand_that_is_none_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(InputError, match="--demand"):
