@@ -18,7 +18,6 @@ import getpass
 import os
 import re
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from manta import storage
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
 from manta.serving.apps import places
+from manta.serving.apps.beat import beating
 
 TTL_S = 15.0
 """A holder whose beat stands still for so long is dead."""
@@ -79,17 +79,13 @@ def held(
         MantaError: somebody holds it, or the storage cannot be written.
     """
     lock = _acquire(places.lock(cluster), doing, say, ttl_s)
-    ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(lock, ended), daemon=True)
-    beat.start()
     try:
-        yield lock
+        with beating(lambda: _write_time(lock, ".beat"), BEAT_S, patience_s=5):
+            yield lock
     finally:
-        ended.set()
-        beat.join(timeout=5)
         # Whatever fails here: its beat has ended, so the lock frees itself.
         with contextlib.suppress(MantaError):
-            storage.write_json(_file(lock.folder, lock.number, ".end"), {"at": time.time()})
+            _write_time(lock, ".end")
 
 
 class Taken(MantaError):
@@ -145,11 +141,8 @@ def _who(holder: dict[str, Any]) -> str:
     return f"{holder['by']} has been changing this cluster since {since} UTC ({holder['doing']})"
 
 
-def _beat(lock: Lock, ended: threading.Event) -> None:
-    while not ended.wait(BEAT_S):
-        # A storage that is away for a while: `check` finds out what came of it.
-        with contextlib.suppress(MantaError):
-            storage.write_json(_file(lock.folder, lock.number, ".beat"), {"at": time.time()})
+def _write_time(lock: Lock, kind: str) -> None:
+    storage.write_json(_file(lock.folder, lock.number, kind), {"at": time.time()})
 
 
 def _last_beat(folder: str, number: int) -> float | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from manta.cluster.record import ClusterRecord
 from manta.errors import MantaError
 from manta.serving.apps import deploy
+from manta.serving.apps.beat import beating
 from manta.serving.apps.deploy import NotHealthy
 from manta.serving.apps.lock import Lock
 from manta.serving.apps.plan import CANDIDATE, ServeState, candidate_route
@@ -164,14 +165,10 @@ def conducting(
     """
     conductor = Conductor(cluster, lock, names, by)
     conductor.share(0.0)
-    ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(conductor, ended), daemon=True)
-    beat.start()
     try:
-        yield conductor
+        with beating(conductor.repeat, traffic.BEAT_S, patience_s=traffic.EXPIRY_S):
+            yield conductor
     finally:
-        ended.set()
-        beat.join(timeout=traffic.EXPIRY_S)
         with contextlib.suppress(MantaError, OSError):
             conductor.forget()
 
@@ -185,10 +182,3 @@ def address(state: ServeState) -> str:
     if host in ("0.0.0.0", "::", "localhost"):
         host = "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{state.http_port}"
-
-
-def _beat(conductor: Conductor, ended: threading.Event) -> None:
-    while not ended.wait(traffic.BEAT_S):
-        # What cannot be told now is told the next time, or runs out by itself.
-        with contextlib.suppress(MantaError):
-            conductor.repeat()
