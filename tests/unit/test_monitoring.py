@@ -141,7 +141,7 @@ def test_prometheus_finds_every_node_through_the_dashboard_and_shows_it_the_toke
     jobs = {job["job_name"]: job for job in config["scrape_configs"]}
     (found,) = jobs["ray"]["http_sd_configs"]
     assert found["url"].endswith("/api/prometheus/sd")
-    assert found["authorization"]["credentials_file"] == "cluster_token"
+    assert found["authorization"] == {"type": "Bearer", "credentials_file": "cluster_token"}
     assert jobs["manta-queue"]["authorization"]["credentials_file"] == "queue_key"
     ignored = (FOLDER.parents[1] / ".gitignore").read_text().splitlines()
     for secret in ("cluster_token", "queue_key"):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Site:
     storage: str
     user: str
     admin: str
+    cluster: ClusterRecord
 
     def key(self, *, role: Role = Role.USER, models: tuple[str, ...] = ("*",)) -> str:
         """A new key; the replicas know it within 2 s."""
@@ -128,8 +129,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, object_store: dict[str, str])
         environment |= ClusterRecord(**record).client_environment()
         manta("deploy", str(folder / "apps.yaml"))
         admin = Path(record["token_path"]).with_name("api_key").read_text().strip()
-        made = Site(record["serve_url"], storage, "", admin)
-        yield Site(record["serve_url"], storage, made.key(), admin)
+        made = Site(record["serve_url"], storage, "", admin, ClusterRecord(**record))
+        yield replace(made, user=made.key())
     finally:
         manta("down", "--yes")
 
