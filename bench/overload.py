@@ -5,10 +5,11 @@ many clients as the guard lets in. Then an open loop: requests come at fixed tim
 many as the best loop finished, whatever becomes of them. Goodput is tokens a second of requests
 that end whole within DEADLINE_S.
 
-    python bench/overload.py [--json FILE] [--in-flight N] [--times 10]
+    python bench/overload.py [--json FILE] [--in-flight N] [--times 10] [--seconds 75]
 
 The load generator shares the cores with the endpoint, at the same niceness. What it uses itself
-is told, as part of a core; the peak's loops use less of it.
+is told, as part of a core; the peak's loops use less of it. How late it sends a request is told
+too: so late it also sees an answer. How long a refusal took without it is in HAProxy's log.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import argparse
 import asyncio
 import json
 import os
+import re
+import socket
+import statistics
 import sys
 import tempfile
 import threading
@@ -37,8 +41,10 @@ from serving import Server
 from manta.cluster import processes
 
 DEADLINE_S = 30.0
-WARM_S, PEAK_S, OVERLOAD_S, RAMP_S = 2.0, 10.0, 75.0, 15.0
-"""Of the closed loops, the first for warmth; of the open loop; what of that is not counted."""
+WARM_S, PEAK_S, RAMP_S = 2.0, 10.0, 15.0
+"""Of the closed loops, the first for warmth; what of the open loop is not counted."""
+LOGGED = re.compile(rb"/-?\d+/-?\d+/-?\d+/(?P<total_ms>\d+) (?P<status>\d{3}) ")
+"""In a line of HAProxy's log: TR/Tw/Tc/Tr/Ta and the status."""
 ANSWER = b"data: {"
 USED = b'"completion_tokens":%d' % endpoint.TOKENS
 """In the event before the last one of a stream that is whole."""
@@ -53,6 +59,8 @@ class Asked:
     outcomes: Counter[str] = field(default_factory=Counter)
     refused_s: list[float] = field(default_factory=list)
     """How long the refused waited for their answer."""
+    late_s: list[float] = field(default_factory=list)
+    """How much later than they should the open loop's requests were sent."""
     unlike: list[str] = field(default_factory=list)
     """Refusals that are not as they must be."""
     generator_cpu_s: float = 0.0
@@ -70,9 +78,10 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--in-flight", type=int, help="max_requests_in_flight; else the file's.")
     parser.add_argument("--times", type=float, default=10)
+    parser.add_argument("--seconds", type=float, default=75, help="of the overload.")
     args = parser.parse_args()
     os.nice(endpoint.NICENESS)
-    result = measure(args.in_flight, args.times)
+    result = measure(args.in_flight, args.times, args.seconds)
     print(table(result["loops"]))
     for key, value in result.items():
         if key not in ("loops", "machine"):
@@ -81,7 +90,7 @@ def main() -> None:
         write_json(args.json, result)
 
 
-def measure(in_flight: int | None, times: float) -> dict[str, Any]:
+def measure(in_flight: int | None, times: float, seconds: float) -> dict[str, Any]:
     """The peak, the overload, and what of the one is left in the other."""
     with tempfile.TemporaryDirectory(prefix="m-") as name:
         folder = Path(name)
@@ -97,19 +106,24 @@ def measure(in_flight: int | None, times: float) -> dict[str, Any]:
             args["guard"]["max_requests_in_flight"] = in_flight
         room = args["guard"]["max_requests_in_flight"]
         endpoint.write_model(str(folder / "storage"))
-        with endpoint.platform(folder, config) as server, memory(folder) as sizes:
+        with (
+            haproxy_log() as logged,
+            endpoint.platform(folder, config) as server,
+            memory(folder) as sizes,
+        ):
             asyncio.run(closed(server, 4, WARM_S))
             loops = {n: asyncio.run(closed(server, n, PEAK_S)) for n in (16, room)}
             peaks = {n: one.goodput(PEAK_S / 3, PEAK_S) for n, one in loops.items()}
             print(f"closed loops: {peaks}", file=sys.stderr, flush=True)
             peak = max(peaks.values())
             began = time.monotonic()
-            over = asyncio.run(opened(server, times * peak / endpoint.TOKENS))
+            logged.clear()
+            over = asyncio.run(opened(server, times * peak / endpoint.TOKENS, seconds))
             print(f"open loop: {over.outcomes}", file=sys.stderr, flush=True)
-            kept = [size for at, size in sizes if RAMP_S < at - began < OVERLOAD_S]
-    goodput = over.goodput(RAMP_S, OVERLOAD_S)
+            kept = [(at - began, size) for at, size in sizes if RAMP_S < at - began < seconds]
+    goodput = over.goodput(RAMP_S, seconds)
     rows = [row(f"closed, {n} clients", one, PEAK_S / 3, PEAK_S) for n, one in loops.items()] + [
-        row(f"open, {times:g} times the peak", over, RAMP_S, OVERLOAD_S)
+        row(f"open, {times:g} times the peak", over, RAMP_S, seconds)
     ]
     return {
         "machine": machine(),
@@ -118,9 +132,13 @@ def measure(in_flight: int | None, times: float) -> dict[str, Any]:
         "ratio_goodput": goodput / peak,
         "refused_p50_ms": percentile_ms(over.refused_s, 50),
         "refused_p99_ms": percentile_ms(over.refused_s, 99),
+        "refused_max_ms": percentile_ms(over.refused_s, 100),
+        "refused_p50_and_p99_ms_by_haproxy": [percentile_ms(logged, n) for n in (50, 99)],
+        "generator_late_p50_and_p99_ms": [percentile_ms(over.late_s, n) for n in (50, 99)],
         "refusals_unlike": over.unlike[:3],
-        "rss_mib_first_and_last": [kept[0], kept[-1]],
-        "rss_mib_max": max(kept),
+        "rss_mib_first_and_last": [kept[0][1], kept[-1][1]],
+        "rss_mib_max": max(size for _, size in kept),
+        "rss_mib_per_min": 60 * statistics.linear_regression(*zip(*kept, strict=True)).slope,
     }
 
 
@@ -158,14 +176,16 @@ async def closed(server: Server, clients: int, seconds: float) -> Asked:
     return asked
 
 
-async def opened(server: Server, requests_per_s: float) -> Asked:
-    """A request each 1 / `requests_per_s`, for OVERLOAD_S; returns when all have ended."""
+async def opened(server: Server, requests_per_s: float, seconds: float) -> Asked:
+    """A request each 1 / `requests_per_s`, for so long; returns when all have ended."""
     asked, tasks = Asked(), []
     async with _session(server) as session:
         began = time.monotonic()
         with _cpu(asked):
-            for number in range(int(OVERLOAD_S * requests_per_s)):
-                await asyncio.sleep(began + number / requests_per_s - time.monotonic())
+            for number in range(int(seconds * requests_per_s)):
+                due = began + number / requests_per_s
+                await asyncio.sleep(due - time.monotonic())
+                asked.late_s.append(time.monotonic() - due)
                 tasks.append(asyncio.create_task(one(session, server.url, asked, began)))
             await asyncio.gather(*tasks)
     return asked
@@ -233,6 +253,29 @@ def _cpu(asked: Asked) -> Iterator[None]:
     yield
     asked.generator_cpu_s = time.process_time() - cpu_s
     asked.seconds = time.monotonic() - began
+
+
+@contextmanager
+def haproxy_log() -> Iterator[list[float]]:
+    """Seconds that each 503 took by HAProxy's log, which the next cluster sends here."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
+        heard.bind(("127.0.0.1", 0))
+        os.environ["RAY_SERVE_HAPROXY_LOG_TARGET"] = f"127.0.0.1:{heard.getsockname()[1]}"
+        refused_s: list[float] = []
+
+        def listen() -> None:
+            while line := heard.recv(4096):
+                found = LOGGED.search(line)
+                if found and found["status"] == b"503":
+                    refused_s.append(int(found["total_ms"]) / 1000)
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        try:
+            yield refused_s
+        finally:
+            heard.sendto(b"", heard.getsockname())
+            thread.join()
 
 
 @contextmanager

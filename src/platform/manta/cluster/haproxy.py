@@ -1,8 +1,8 @@
 """HAProxy in front of Ray Serve: Ray's faster ingress, with nothing of it open beyond loopback.
 
 Ray's template binds HAProxy's metrics and statistics, which know no key, to every interface, and
-no option changes that; nor can it be told to speak TLS. It lets the program be named, though: a
-script that changes its configuration first.
+no option changes that; nor can it be told to speak TLS, or to refuse what there is no room for.
+It lets the program be named, though: a script that changes its configuration first.
 """
 
 from __future__ import annotations
@@ -39,6 +39,39 @@ _HEADERS = ("x-request-id", "x-session-id", "x-request-timeout-seconds")
 _FORBIDDEN = "x-request-disconnect-disabled"
 """With it a client would keep its slot when it goes away."""
 
+ROOM_VARIABLE = "MANTA_HAPROXY_ROOM"
+"""Set to 1 where this HAProxy refuses what there is no room for. A guard in a replica then says
+in each answer how many it lets in, and is told how many were refused (serving/guard/room.py)."""
+
+_ROOM_FILE = "room.cfg"
+# A replica that is busy takes 100 ms and more to refuse: its event loop is with those let in.
+# Here it takes none of its time. The bound is the guards' own, learned from their answers, times
+# the replicas that there are; applications without a guard say nothing, and have none. A larger
+# body would be cut off unread, whereby clients lose the answer: those the guard refuses.
+_ROOM = r"""
+    stick-table type integer size 1 store gpt0,gpc0
+    http-request track-sc0 int(1)
+    http-request del-header x-manta-refused
+    http-request set-var(txn.manta_replicas) nbsrv
+    http-request set-var(txn.manta_room) sc0_get_gpt0,mul(txn.manta_replicas)
+    acl manta_bound var(txn.manta_room) -m int gt 0
+    acl manta_full be_conn,sub(txn.manta_room) gt 0
+    acl manta_short req.hdr_val(content-length) 1:12000
+    http-request set-var(txn.manta_refused) bool(true) if METH_POST manta_bound manta_full manta_short
+    acl manta_refused var(txn.manta_refused) -m bool
+    http-request sc-inc-gpc0(0) if manta_refused
+    http-request wait-for-body time 50ms if manta_refused
+    http-request return status 503 content-type application/json string '{refusal}' hdr retry-after 1 if manta_refused
+    http-request set-header x-manta-refused %[sc0_clr_gpc0] if manta_bound
+    http-response sc-set-gpt0(0) res.hdr(x-manta-room) if { res.hdr(x-manta-room) -m found }
+    http-response del-header x-manta-room
+"""  # noqa: E501
+_REFUSAL = (
+    '{"error": {"message": "too many requests are being answered or wait; try again",'
+    ' "type": "server_error", "param": null, "code": "overloaded"}}'
+)
+"""As the guard words it."""
+
 _SCRIPT = r"""#!/bin/sh
 # Closes HAProxy's metrics and statistics to other machines, then becomes HAProxy, which does not
 # start where it may not open two files for each connection that it is told to hold.
@@ -57,6 +90,7 @@ for word; do
             sed -i "/^frontend http_frontend/,/^ *bind / s|^ *bind .*|&\n    $bind|" "$word"
         grep -q 'del-header x-request-disconnect' "$word" ||
             sed -i '/^frontend http_frontend/a\{headers}' "$word"
+        grep -q manta_room "$word" || sed -i {room} "$word"
         [ "$most" -ge 4096 ] || sed -i "s/^\( *maxconn\) .*/\1 $most/" "$word"
     fi
     last=$word
@@ -170,6 +204,9 @@ def write_script(folder: Path, program: str, https: Https | None = None) -> None
     ]
     text = _SCRIPT.replace("{headers}", r"\n".join(f"    {rule}" for rule in rules))
     text = text.replace("{tls}", _tls(folder, https) if https else "bind=")
+    room = folder / _ROOM_FILE
+    room.write_text(_ROOM.replace("{refusal}", _REFUSAL))
+    text = text.replace("{room}", shlex.quote(f"/^backend http-/r {room}"))
     keeper = shlex.join([sys.executable, "-I", "-S", haproxy_keeper.__file__])
     path.write_text(text.replace("{keeper}", keeper).replace("{binary}", shlex.quote(program)))
     path.chmod(0o700)
@@ -191,6 +228,7 @@ def environment(folder: Path, metrics_port: int, stats_port: int) -> dict[str, s
         stats_port: of its statistics page, on loopback.
     """
     return {
+        ROOM_VARIABLE: "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / SCRIPT),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "s"),

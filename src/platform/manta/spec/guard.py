@@ -72,8 +72,9 @@ class GuardConfig(Spec):
     """`none` lets everyone in who reaches the port; the bounds below hold all the same."""
     default_limits: Limits = Limits()
     """For each thing that a key itself does not limit."""
-    max_requests_in_flight: int = Field(512, ge=1)
-    """Of one replica of the ingress, running and waiting; one more is refused at once."""
+    max_requests_in_flight: int | None = Field(None, ge=1)
+    """Of one replica of the ingress, running and waiting; one more is refused at once. None is
+    twice what the replica's engine runs at once, and 512 where there is no engine."""
     max_body_bytes: int = Field(4 * 2**20, ge=1)
     max_prompt_chars: int = Field(1_000_000, ge=1)
     """Over all prompts of one request."""

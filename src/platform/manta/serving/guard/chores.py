@@ -35,6 +35,8 @@ class Chores:
     """The background work of one guard. Whatever fails in it, serving goes on."""
 
     config: GuardConfig
+    room: int
+    """How many requests the guard lets in at once."""
     application: str
     table: KeyTable
     limiter: Limiter
@@ -102,7 +104,7 @@ class Chores:
 
     async def _tell(self) -> None:
         try:
-            await self.observer.tell(self.config.max_requests_in_flight)
+            await self.observer.tell(self.room)
         except Exception as error:  # whatever Ray raises: serving must go on
             logger.warning("metrics cannot be told: %r", error)
 

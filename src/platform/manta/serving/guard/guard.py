@@ -24,6 +24,7 @@ from manta.serving.guard.chat_page import ChatPage
 from manta.serving.guard.chores import Chores
 from manta.serving.guard.limiter import Limiter
 from manta.serving.guard.prompt_log import PromptLog
+from manta.serving.guard.room import Room
 from manta.serving.openai_errors import (
     Refused,
     Send,
@@ -76,8 +77,10 @@ class Guard:
         observer: Observer | None = None,
         split: Splitter | None = None,
         application: str = "",
+        num_sequences: int | None = None,
     ) -> None:
         self.app = app
+        self.room = Room(config.max_requests_in_flight, num_sequences)
         self._config = config
         self._table = table
         self._limiter = limiter
@@ -91,6 +94,7 @@ class Guard:
         self._in_flight = 0
         self._chores = Chores(
             config=config,
+            room=self.room.most,
             application=application,
             table=table,
             limiter=limiter,
@@ -120,7 +124,9 @@ class Guard:
 
     async def _observed(self, scope: Scope, receive: Receive, send: Send) -> None:
         sight = self._observer.begin()
-        send = self._split.marked(send) if self._split else send
+        send = self.room.told(self._split.marked(send) if self._split else send)
+        if number := self.room.refused_before(scope):
+            self._observer.refused_before(number)
         try:
             await self._chores.start()
             await self._check({**scope, SIGHT: sight}, receive, send)
@@ -152,16 +158,17 @@ class Guard:
             await self._chat.send(scope["method"], path, send)
             return
         key = self._key(scope, path) if self._config.keys == "required" else None
-        if self._in_flight >= self._config.max_requests_in_flight:
+        takes_room = scope["method"] not in BODYLESS  # metrics are most needed when it is full
+        if takes_room and self._in_flight >= self.room.most:
             raise overloaded("too many requests are being answered or wait; try again")
-        self._in_flight += 1
+        self._in_flight += takes_room
         try:
             asked = await self._question(scope, path, receive)
             if key is not None:
                 _check_model(key, asked.model, path)
             await self._shared(key, asked, scope, receive, send)
         finally:
-            self._in_flight -= 1
+            self._in_flight -= takes_room
 
     def _key(self, scope: Scope, path: str) -> Key:
         if not self._table.loaded:

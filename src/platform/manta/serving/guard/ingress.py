@@ -62,6 +62,7 @@ class Guarded:
             observer=observer,
             split=split,
             application=application,
+            num_sequences=_num_sequences(self),
         )
         super()._set_asgi_app(guard)  # type: ignore[misc]
         if replica_id:
@@ -93,6 +94,12 @@ class Guarded:
 def _engine_client(server: object) -> object:
     """vLLM's client of its engine process; None before it runs, and in other applications."""
     return getattr(getattr(server, "engine", None), "_engine_client", None)
+
+
+def _num_sequences(server: object) -> int | None:
+    """How many sequences vLLM's engine runs at once; None before it runs, and without one."""
+    config = getattr(_engine_client(server), "vllm_config", None)
+    return None if config is None else int(config.scheduler_config.max_num_seqs)
 
 
 def _replica() -> tuple[str | None, str]:

@@ -111,6 +111,10 @@ class Observer:
         """A request has come."""
         return Sight()
 
+    def refused_before(self, number: int) -> None:
+        """So many found no room and were refused in front of the guard."""
+        self._news.count(metrics.REQUESTS, "", "", "503", "overload", amount=number)
+
     def let_in(
         self, scope: dict[str, Any], key: Key | None, model: str | None, meter: Meter
     ) -> None:
