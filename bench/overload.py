@@ -7,9 +7,10 @@ that end whole within DEADLINE_S.
 
     python bench/overload.py [--json FILE] [--in-flight N] [--times 10] [--seconds 75]
 
-The load generator shares the cores with the endpoint, at the same niceness. What it uses itself
-is told, as part of a core; the peak's loops use less of it. How late it sends a request is told
-too: so late it also sees an answer. How long a refusal took without it is in HAProxy's log.
+The load generator shares the cores with the endpoint, and goes before it, as if it had its own.
+What it uses is told, as part of a core; the peak's loops use less of it. How late it sends a
+request is told too: so late it may also see an answer. How long a refusal took without it is in
+HAProxy's log, in whole milliseconds.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import serving as endpoint
 import yaml
 from common import machine, table, write_json
@@ -45,6 +47,8 @@ WARM_S, PEAK_S, RAMP_S = 2.0, 10.0, 15.0
 """Of the closed loops, the first for warmth; what of the open loop is not counted."""
 LOGGED = re.compile(rb"/-?\d+/-?\d+/-?\d+/(?P<total_ms>\d+) (?P<status>\d{3}) ")
 """In a line of HAProxy's log: TR/Tw/Tc/Tr/Ta and the status."""
+KINDS = {"replica": "ServeReplica", "engine": "VLLM", "HAProxy": "bin/haproxy"}
+"""Of processes that serve → what their command begins with."""
 ANSWER = b"data: {"
 USED = b'"completion_tokens":%d' % endpoint.TOKENS
 """In the event before the last one of a stream that is whole."""
@@ -80,11 +84,11 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=10)
     parser.add_argument("--seconds", type=float, default=75, help="of the overload.")
     args = parser.parse_args()
-    os.nice(endpoint.NICENESS)
     result = measure(args.in_flight, args.times, args.seconds)
     print(table(result["loops"]))
+    print(table(result["rss"]))
     for key, value in result.items():
-        if key not in ("loops", "machine"):
+        if key not in ("loops", "rss", "machine"):
             print(key, value)
     if args.json:
         write_json(args.json, result)
@@ -120,7 +124,7 @@ def measure(in_flight: int | None, times: float, seconds: float) -> dict[str, An
             logged.clear()
             over = asyncio.run(opened(server, times * peak / endpoint.TOKENS, seconds))
             print(f"open loop: {over.outcomes}", file=sys.stderr, flush=True)
-            kept = [(at - began, size) for at, size in sizes if RAMP_S < at - began < seconds]
+            kept = [(at - began, mib) for at, mib in sizes if RAMP_S < at - began < seconds]
     goodput = over.goodput(RAMP_S, seconds)
     rows = [row(f"closed, {n} clients", one, PEAK_S / 3, PEAK_S) for n, one in loops.items()] + [
         row(f"open, {times:g} times the peak", over, RAMP_S, seconds)
@@ -136,10 +140,22 @@ def measure(in_flight: int | None, times: float, seconds: float) -> dict[str, An
         "refused_p50_and_p99_ms_by_haproxy": [percentile_ms(logged, n) for n in (50, 99)],
         "generator_late_p50_and_p99_ms": [percentile_ms(over.late_s, n) for n in (50, 99)],
         "refusals_unlike": over.unlike[:3],
-        "rss_mib_first_and_last": [kept[0][1], kept[-1][1]],
-        "rss_mib_max": max(size for _, size in kept),
-        "rss_mib_per_min": 60 * statistics.linear_regression(*zip(*kept, strict=True)).slope,
+        "rss": [
+            {
+                "process": kind,
+                "first_mib": kept[0][1][kind],
+                "last_mib": kept[-1][1][kind],
+                "most_mib": max(mib[kind] for _, mib in kept),
+                "mib_per_min": round(60 * slope([(at, mib[kind]) for at, mib in kept]), 2),
+            }
+            for kind in KINDS
+        ],
     }
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the straight line through them, by least squares."""
+    return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
 def percentile_ms(seconds: Sequence[float], percent: int) -> float:
@@ -279,24 +295,20 @@ def haproxy_log() -> Iterator[list[float]]:
 
 
 @contextmanager
-def memory(folder: Path) -> Iterator[list[tuple[float, int]]]:
-    """Each second the MiB in memory of all that serves: HAProxy, replicas, engine."""
+def memory(folder: Path) -> Iterator[list[tuple[float, dict[str, int]]]]:
+    """Each second the MiB in memory of all that serves, by kind of process."""
     known = json.loads((folder / "home" / "clusters" / "local" / "cluster.json").read_text())
-    serving = [
-        process
-        for process in processes.members(known["cluster_id"])
-        if any(
-            mark in " ".join(process.cmdline()[:1])
-            for mark in ("ServeReplica", "bin/haproxy", "VLLM", "HAProxyManager")
-        )
-    ]
-    sizes: list[tuple[float, int]] = []
+    sizes: list[tuple[float, dict[str, int]]] = []
     done = threading.Event()
 
     def look() -> None:
+        serving = by_kind(known["cluster_id"])
         while not done.wait(1.0):
-            total = sum(process.memory_info().rss for process in serving if process.is_running())
-            sizes.append((time.monotonic(), total // 2**20))
+            total = {
+                kind: sum(one.memory_info().rss for one in each if one.is_running()) // 2**20
+                for kind, each in serving.items()
+            }
+            sizes.append((time.monotonic(), total))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -305,6 +317,17 @@ def memory(folder: Path) -> Iterator[list[tuple[float, int]]]:
     finally:
         done.set()
         thread.join()
+
+
+def by_kind(cluster_id: str) -> dict[str, list[psutil.Process]]:
+    """The cluster's processes that serve."""
+    found: dict[str, list[psutil.Process]] = {kind: [] for kind in KINDS}
+    for process in processes.members(cluster_id):
+        program = " ".join(process.cmdline()[:1])
+        for kind, mark in KINDS.items():
+            if mark in program:
+                found[kind].append(process)
+    return found
 
 
 if __name__ == "__main__":

@@ -153,19 +153,20 @@ def ask(
     closed: list[dict[str, float]] = [
         {"requests": n, "clients": clients} for clients, n in CLIENTS.items()
     ]
-    warm, *found = _bench_serve(folder, server, model, [{"requests": 32, "clients": 16}, *closed])
+    warm, *found = bench_serve(folder, server, model, [{"requests": 32, "clients": 16}, *closed])
     assert warm["completed"] == 32
     capacity = capacity or found[-1]["tokens_per_s"] / TOKENS
     rates = [{"requests": OPEN_REQUESTS, "requests_per_s": capacity * s} for s in SHARES]
-    found += _bench_serve(folder, server, model, rates)
+    found += bench_serve(folder, server, model, rates)
     names = [f"{clients}_clients" for clients in CLIENTS]
     names += [f"{share:.0%}_load" for share in SHARES]
     return dict(zip(names, found, strict=True)), capacity
 
 
-def _bench_serve(
+def bench_serve(
     folder: Path, server: Server, model: str, loads: list[dict[str, float]]
 ) -> list[dict[str, float]]:
+    """Each load on a server that is up, by bench/load.py; what that found."""
     prompts = folder / "prompts.jsonl"
     lines = [json.dumps({"prompt": f"def function_{n}(argument):\n"}) for n in range(512)]
     prompts.write_text("\n".join(lines))
@@ -249,21 +250,22 @@ def platform(folder: Path, config: dict[str, Any]) -> Iterator[Server]:
         "MANTA_HOME": str(folder / "home"),
         "MANTA_STORAGE": str(folder / "storage"),
     }
-    url = json.loads(_manta(["up", "--ports", "auto", "--json"], environment))["serve_url"]
+    url = json.loads(manta(["up", "--ports", "auto", "--json"], environment))["serve_url"]
     try:
-        _manta(["deploy", str(file)], environment)
+        manta(["deploy", str(file)], environment)
         limits = ["--requests-per-min", "100000", "--tokens-per-min", "100000000"]
         words = ["keys", "make", f"bench-{time.time_ns()}", *limits, "--json"]
-        key = json.loads(_manta(words, environment))["secret"]
+        key = json.loads(manta(words, environment))["secret"]
         time.sleep(3)  # until every replica knows the key
         began = time.perf_counter()
         first_token(url, key)
         yield Server(url, time.perf_counter() - began, key)
     finally:
-        _manta(["down", "--yes"], environment)
+        manta(["down", "--yes"], environment)
 
 
-def _manta(words: list[str], environment: dict[str, str]) -> str:
+def manta(words: list[str], environment: dict[str, str]) -> str:
+    """What a command prints; ends the benchmark if it fails."""
     done = subprocess.run(
         [MANTA, *words], env=environment, capture_output=True, text=True, check=False
     )

@@ -13,15 +13,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import tiny_model
 import yaml
-from load import Ask, Failed, Load, get
+from load import Ask, Failed, Load, Wrong, get
 
 from manta import storage
 from manta.cluster.record import ClusterRecord
@@ -31,6 +32,7 @@ from manta.serving.canary import traffic
 
 pytestmark = pytest.mark.timeout(600)
 
+REPOSITORY = Path(__file__).parents[2]
 MANTA = str(Path(sys.executable).with_name("manta"))
 
 TINY = """
@@ -361,6 +363,82 @@ def test_blue_and_green_change_places_at_once_and_back_when_the_deploy_is_interr
                 assert "h--candidate" not in lab.statuses()
     assert load.failures == {}
     assert lab.outcomes("h")[-2:] == ["deploy left", "deploy unfinished"]
+
+
+def test_of_two_engines_the_one_that_answers_otherwise_is_refused_and_the_other_promoted(
+    lab: Lab,
+) -> None:
+    if "MANTA_ROLLOUT_ENGINE" not in os.environ:
+        pytest.skip("four engines start, minutes: MANTA_ROLLOUT_ENGINE=1")
+    for name, seed in (("right", 0), ("wrong", 1)):
+        tiny_model.write(f"{lab.folder}/storage", name, seed=seed)
+    lab.deploy(engine(lab, "right"))
+    secret = json.loads(lab("keys", "make", "streams", "--requests-per-min", "9999", "--json"))
+    headers = {"Authorization": f"Bearer {secret['secret']}"}
+    until(lambda: httpx.get(lab.url("e/v1/models"), headers=headers).status_code == 200, 10)
+    question = {"model": "e", "prompt": "def main", "max_tokens": 8, "temperature": 0}
+    known = httpx.post(lab.url("e/v1/completions"), json=question, headers=headers, timeout=60)
+    checks = lab.folder / "checks.jsonl"
+    text = known.json()["choices"][0]["text"]
+    checks.write_text(json.dumps({"prompt": "def main", "max_tokens": 8, "contains": text}))
+    most = (*STEPS, "--check", str(checks), "--canary", "10,50", "--canary-by", "request")
+    with Load([stream(lab.url("e"))] * 2, headers=headers, pause_s=0.1) as load:
+        refused = lab.deploy(engine(lab, "wrong"), options=most, ok=1)
+        assert load.answers.keys() == {"running"}
+        promoted = lab.deploy(engine(lab, "right", max_model_len=240), options=most)
+        ended = load.answers["running"]
+        until(lambda: load.answers["running"] > ended + 20, 60)
+    print(f"\n{load}\n{refused}\n{promoted}")
+    assert (load.failures, load.wrong, load.num_hung) == ({}, [], 0)
+    assert load.answers["candidate"] >= 2
+    assert "nothing that runs was touched" in refused
+    assert lab.outcomes("e") == ["deploy healthy", "deploy failed", "deploy healthy"]
+    assert "e--candidate" not in lab.statuses()
+    limit = httpx.get(lab.url("e/v1/models"), headers=headers).json()["data"][0]["max_model_len"]
+    assert limit == 240
+    until(lambda: used(lab, "streams") == load.num_requests + 1, 10)
+    lab("undeploy", "e")
+
+
+def engine(lab: Lab, model: str, **changes: Any) -> dict[str, Any]:
+    """The shipped LLM application with a tiny model."""
+    config = yaml.safe_load((REPOSITORY / "serve_apps" / "llm.yaml").read_text())
+    (app,) = config["applications"]
+    (llm,) = app["args"]["llm_configs"]
+    llm["model_loading_config"] = {"model_id": "e", "model_source": model}
+    llm["engine_kwargs"] |= {"max_model_len": 256} | changes
+    del llm["deployment_config"]["autoscaling_config"]
+    return dict(app, name="e", route_prefix="/e")
+
+
+def stream(url: str) -> Ask:
+    """64 tokens; counted as the running version's or the candidate's. Wrong if not whole."""
+    asked = {"model": "e", "prompt": "import", "max_tokens": 64, "ignore_eos": True}
+    body = {**asked, "stream": True, "stream_options": {"include_usage": True}}
+
+    async def ask(client: httpx.AsyncClient) -> str:
+        async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
+            if answer.status_code != 200:
+                raise Failed(str(answer.status_code))
+            lines = [line async for line in answer.aiter_lines() if line]
+            if lines[-1] != "data: [DONE]" or '"completion_tokens":64' not in lines[-2]:
+                raise Wrong(lines[-1])
+            return answer.headers.get("x-manta-version", "running")
+
+    return ask
+
+
+def used(lab: Lab, name: str) -> int:
+    """Requests that the key is said to have made."""
+    rows = json.loads(lab("keys", "usage", "--json"))
+    return sum(row["num_requests"] for row in rows if row["name"] == name)
+
+
+def until(ready: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_without_rollback_a_failed_version_stays_and_what_serve_deploy_made_is_kept_as_one(

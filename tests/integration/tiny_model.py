@@ -12,7 +12,7 @@ from manta.workloads import layout
 TEXT = ["def main(argument):\n    return argument\n", "import os\nclass Node:\n    pass\n"] * 20
 
 
-def write(root: str, name: str) -> str:
+def write(root: str, name: str, *, seed: int = 0) -> str:
     """Write model `name` under the storage root; returns its folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -29,7 +29,7 @@ def write(root: str, name: str) -> str:
     tokenizer.train_from_iterator(TEXT, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
     fast.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(fast),

@@ -25,7 +25,7 @@ def run(root: Path, check, **config):  # type: ignore[no-untyped-def]
 
 
 async def told(here: Watched) -> Watched:
-    await here.observer.tell(here.config.max_requests_in_flight)
+    await here.observer.tell(here.guard.room.most)
     return here
 
 

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import socket
 import subprocess
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import httpx
 import pytest
 from proxies import end_all
 from real_server import served, until
+from watched_guard import Numbers
 
 from manta.cluster import haproxy
 from manta.cluster.ports import free
@@ -25,29 +25,11 @@ from manta.serving.access.key_store import KeyTable
 from manta.serving.guard import room
 from manta.serving.guard.guard import Guard
 from manta.serving.guard.limiter import LocalLimiter
-from manta.serving.telemetry import metrics
-from manta.serving.telemetry.metrics import Metric
 from manta.serving.telemetry.observer import Observer
 from manta.spec.guard import GuardConfig
 
 ROOM = 3
 CHAT = "/v1/chat/completions"
-
-
-class Heard:
-    """What a guard has told of its requests, by status and outcome."""
-
-    def __init__(self) -> None:
-        self.requests: Counter[tuple[str, str]] = Counter()
-        self.room = 0.0
-
-    def add(self, metric: Metric, labels: Mapping[str, str], amount: float) -> None:
-        if metric == metrics.REQUESTS:
-            self.requests[labels["status"], labels["outcome"]] += int(amount)
-
-    def set(self, metric: Metric, labels: Mapping[str, str], value: float) -> None:
-        if metric == metrics.ROOM:
-            self.room = value
 
 
 @dataclass
@@ -80,8 +62,13 @@ class Place:
     engine: Engine
     guard: Guard
     other: Engine
-    heard: Heard
+    heard: Numbers
     guard_url: str
+
+    @property
+    def num_overload(self) -> float:
+        """Requests that the guard has told of as refused for want of room."""
+        return self.heard.get("ray_manta_requests_total", status="503", outcome="overload")
 
     async def fill(self) -> list[asyncio.Task[httpx.Response]]:
         """As many requests as there is room for; HAProxy has seen an answer before."""
@@ -102,7 +89,7 @@ async def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     if program is None:
         pytest.skip("no HAProxy on this platform")
     monkeypatch.setenv(haproxy.ROOM_VARIABLE, "1")
-    engine, other, heard = Engine(), Engine(), Heard()
+    engine, other, heard = Engine(), Engine(), Numbers()
     guard = Guard(
         engine,
         GuardConfig(keys="none", max_requests_in_flight=ROOM),
@@ -158,7 +145,7 @@ def test_who_finds_no_room_never_reaches_the_replica_and_is_told_and_counted_as_
             num_seen = len(here.engine.seen)
             refused = await asyncio.gather(*(here.ask() for _ in range(20)))
             assert {one.status_code for one in refused} == {503}
-            assert not here.heard.requests["503", "overload"]
+            assert not here.num_overload
             async with httpx.AsyncClient(base_url=here.guard_url, trust_env=False) as direct:
                 by_guard = await direct.post(CHAT, json={"model": "m"})
             assert by_guard.status_code == 503
@@ -170,8 +157,8 @@ def test_who_finds_no_room_never_reaches_the_replica_and_is_told_and_counted_as_
             assert {(await one).status_code for one in held} == {200}
             assert (await here.ask()).status_code == 200
             await here.guard.stop()
-            assert here.heard.requests["503", "overload"] == 20 + 1
-            assert here.heard.room == ROOM
+            assert here.num_overload == 20 + 1
+            assert here.heard.get("ray_manta_requests_in_flight_max") == ROOM
 
     asyncio.run(check())
 
@@ -234,7 +221,7 @@ def test_clients_neither_see_the_bound_nor_make_up_refusals(
                 assert answer.status_code == 200
                 assert not [name for name in answer.headers if name.startswith("x-manta")]
             await here.guard.stop()
-            assert not here.heard.requests["503", "overload"]
+            assert not here.num_overload
 
     asyncio.run(check())
 
