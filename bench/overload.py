@@ -82,9 +82,10 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--in-flight", type=int, help="max_requests_in_flight; else the file's.")
     parser.add_argument("--times", type=float, default=10)
+    parser.add_argument("--kv-blocks", type=int, help="of the engine's cache; else all its room.")
     parser.add_argument("--seconds", type=float, default=75, help="of the overload.")
     args = parser.parse_args()
-    result = measure(args.in_flight, args.times, args.seconds)
+    result = measure(args)
     print(table(result["loops"]))
     print(table(result["rss"]))
     for key, value in result.items():
@@ -94,8 +95,9 @@ def main() -> None:
         write_json(args.json, result)
 
 
-def measure(in_flight: int | None, times: float, seconds: float) -> dict[str, Any]:
+def measure(asked_for: argparse.Namespace) -> dict[str, Any]:
     """The peak, the overload, and what of the one is left in the other."""
+    times, seconds = asked_for.times, asked_for.seconds
     with tempfile.TemporaryDirectory(prefix="m-") as name:
         folder = Path(name)
         config = yaml.safe_load((endpoint.PROJECT / "serve_apps" / "llm.yaml").read_text())
@@ -106,8 +108,10 @@ def measure(in_flight: int | None, times: float, seconds: float) -> dict[str, An
             "model_source": endpoint.MODEL,
         }
         llm["deployment_config"]["autoscaling_config"]["max_replicas"] = 1
-        if in_flight:
-            args["guard"]["max_requests_in_flight"] = in_flight
+        if asked_for.in_flight:
+            args["guard"]["max_requests_in_flight"] = asked_for.in_flight
+        if asked_for.kv_blocks:
+            llm["engine_kwargs"]["num_gpu_blocks_override"] = asked_for.kv_blocks
         room = args["guard"]["max_requests_in_flight"]
         endpoint.write_model(str(folder / "storage"))
         with (
@@ -124,7 +128,7 @@ def measure(in_flight: int | None, times: float, seconds: float) -> dict[str, An
             logged.clear()
             over = asyncio.run(opened(server, times * peak / endpoint.TOKENS, seconds))
             print(f"open loop: {over.outcomes}", file=sys.stderr, flush=True)
-            kept = [(at - began, mib) for at, mib in sizes if RAMP_S < at - began < seconds]
+            kept = [mib for at, mib in sizes if RAMP_S < at - began < seconds]
     goodput = over.goodput(RAMP_S, seconds)
     rows = [row(f"closed, {n} clients", one, PEAK_S / 3, PEAK_S) for n, one in loops.items()] + [
         row(f"open, {times:g} times the peak", over, RAMP_S, seconds)
@@ -140,22 +144,15 @@ def measure(in_flight: int | None, times: float, seconds: float) -> dict[str, An
         "refused_p50_and_p99_ms_by_haproxy": [percentile_ms(logged, n) for n in (50, 99)],
         "generator_late_p50_and_p99_ms": [percentile_ms(over.late_s, n) for n in (50, 99)],
         "refusals_unlike": over.unlike[:3],
-        "rss": [
-            {
-                "process": kind,
-                "first_mib": kept[0][1][kind],
-                "last_mib": kept[-1][1][kind],
-                "most_mib": max(mib[kind] for _, mib in kept),
-                "mib_per_min": round(60 * slope([(at, mib[kind]) for at, mib in kept]), 2),
-            }
-            for kind in KINDS
-        ],
+        "rss": [{"process": kind, **quarters([mib[kind] for mib in kept])} for kind in KINDS],
     }
 
 
-def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the straight line through them, by least squares."""
-    return statistics.linear_regression(*zip(*points, strict=True)).slope
+def quarters(mib: Sequence[int]) -> dict[str, float]:
+    """Means over each quarter of the time that counts."""
+    size = len(mib) // 4
+    parts = [mib[n * size : (n + 1) * size] for n in range(4)]
+    return {f"mib_{n}": round(statistics.fmean(part), 1) for n, part in enumerate(parts, 1)}
 
 
 def percentile_ms(seconds: Sequence[float], percent: int) -> float:

@@ -153,20 +153,19 @@ def ask(
     closed: list[dict[str, float]] = [
         {"requests": n, "clients": clients} for clients, n in CLIENTS.items()
     ]
-    warm, *found = bench_serve(folder, server, model, [{"requests": 32, "clients": 16}, *closed])
+    warm, *found = _bench_serve(folder, server, model, [{"requests": 32, "clients": 16}, *closed])
     assert warm["completed"] == 32
     capacity = capacity or found[-1]["tokens_per_s"] / TOKENS
     rates = [{"requests": OPEN_REQUESTS, "requests_per_s": capacity * s} for s in SHARES]
-    found += bench_serve(folder, server, model, rates)
+    found += _bench_serve(folder, server, model, rates)
     names = [f"{clients}_clients" for clients in CLIENTS]
     names += [f"{share:.0%}_load" for share in SHARES]
     return dict(zip(names, found, strict=True)), capacity
 
 
-def bench_serve(
+def _bench_serve(
     folder: Path, server: Server, model: str, loads: list[dict[str, float]]
 ) -> list[dict[str, float]]:
-    """Each load on a server that is up, by bench/load.py; what that found."""
     prompts = folder / "prompts.jsonl"
     lines = [json.dumps({"prompt": f"def function_{n}(argument):\n"}) for n in range(512)]
     prompts.write_text("\n".join(lines))

@@ -135,3 +135,23 @@ def get(url: str, **params: object) -> Ask:
         return answer.text
 
     return ask
+
+
+def stream(url: str, model: str, num_tokens: int = 64) -> Ask:
+    """A streamed completion; counted as the running version's or a candidate's.
+
+    It is Wrong if its end or its use is missing.
+    """
+    asked = {"model": model, "prompt": "import", "max_tokens": num_tokens, "ignore_eos": True}
+    body = {**asked, "stream": True, "stream_options": {"include_usage": True}}
+
+    async def ask(client: httpx.AsyncClient) -> str:
+        async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
+            if answer.status_code != 200:
+                raise Failed(str(answer.status_code))
+            lines = [line async for line in answer.aiter_lines() if line]
+            if lines[-1] != "data: [DONE]" or f'"completion_tokens":{num_tokens}' not in lines[-2]:
+                raise Wrong(lines[-1])
+            return answer.headers.get("x-manta-version", "running")
+
+    return ask

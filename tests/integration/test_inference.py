@@ -7,12 +7,14 @@ import json
 import os
 import re
 import signal
+import socket
 import ssl
 import stat
 import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -414,7 +416,10 @@ def test_the_projects_serve_config_answers_a_streaming_client(lab: Lab) -> None:
     llm = config["applications"][0]["args"]["llm_configs"][0]
     llm["model_loading_config"] = {"model_id": "served", "model_source": "tiny"}
     llm["engine_kwargs"]["max_model_len"] = 256
-    config["applications"][0]["args"]["guard"]["cache"] = {"ttl_s": 600}
+    llm["engine_kwargs"]["max_num_seqs"] = 8
+    guarded = config["applications"][0]["args"]["guard"]
+    guarded["cache"] = {"ttl_s": 600}
+    del guarded["max_requests_in_flight"]  # it follows from the engine
     output = lab(MANTA, "deploy", lab.write("llm.yaml", config))
     assert "says port 8000; using" in output  # the cluster's own port wins over the file's
     assert apps(lab) == {"one": "RUNNING", "llm": "RUNNING"}
@@ -436,6 +441,7 @@ def test_the_projects_serve_config_answers_a_streaming_client(lab: Lab) -> None:
     guard.no_route_opens_without_a_key()
     guard.use_is_counted_and_limits_hold()
     guard.a_client_that_goes_away_frees_its_slot()
+    guard.haproxy_refuses_what_the_engine_has_no_room_for()
     guard.a_revoked_key_is_refused_within_two_seconds()
     guard.the_same_question_is_answered_from_the_cache_also_over_tls()
     guard.no_key_is_in_a_log_or_a_process_list()
@@ -652,6 +658,26 @@ class Guarded:
         stream.close()
         poll("free slot", lambda: not raises(openai.RateLimitError, client.models.list), 2)
         poll("use written", lambda: 0 < self.usage("leaver")[1] < 240, timeout_s=20)
+
+    def haproxy_refuses_what_the_engine_has_no_room_for(self) -> None:
+        (path,) = Path(self.lab.record["temp_dir"]).glob("h/*/s")
+        with socket.socket(socket.AF_UNIX) as admin:
+            admin.connect(str(path))
+            admin.sendall(b"show table http-llm\n")
+            told = admin.recv(65536).decode()
+        assert "gpt0=16 " in told, told  # eight run, and as many wait
+        body = {"model": "served", "prompt": "x", "max_tokens": 200, "ignore_eos": True}
+        headers = {"Authorization": f"Bearer {self.owners_key}"}
+
+        def ask(_: int) -> int:
+            return httpx.post(
+                f"{self.url}/v1/completions", json=body, headers=headers, timeout=60
+            ).status_code
+
+        with ThreadPoolExecutor(40) as crowd:
+            statuses = Counter(crowd.map(ask, range(40)))
+        assert statuses.keys() == {200, 503}
+        assert statuses[200] >= 16
 
     def a_revoked_key_is_refused_within_two_seconds(self) -> None:
         client = self.client(self.key("revoked", "--model", "served"))

@@ -22,7 +22,7 @@ import httpx
 import pytest
 import tiny_model
 import yaml
-from load import Ask, Failed, Load, Wrong, get
+from load import Ask, Failed, Load, get, stream
 
 from manta import storage
 from manta.cluster.record import ClusterRecord
@@ -376,13 +376,16 @@ def test_of_two_engines_the_one_that_answers_otherwise_is_refused_and_the_other_
     secret = json.loads(lab("keys", "make", "streams", "--requests-per-min", "9999", "--json"))
     headers = {"Authorization": f"Bearer {secret['secret']}"}
     until(lambda: httpx.get(lab.url("e/v1/models"), headers=headers).status_code == 200, 10)
-    question = {"model": "e", "prompt": "def main", "max_tokens": 8, "temperature": 0}
+    question = {"model": "e", "prompt": "import os\nclass", "max_tokens": 8, "temperature": 0}
     known = httpx.post(lab.url("e/v1/completions"), json=question, headers=headers, timeout=60)
     checks = lab.folder / "checks.jsonl"
     text = known.json()["choices"][0]["text"]
-    checks.write_text(json.dumps({"prompt": "def main", "max_tokens": 8, "contains": text}))
-    most = (*STEPS, "--check", str(checks), "--canary", "10,50", "--canary-by", "request")
-    with Load([stream(lab.url("e"))] * 2, headers=headers, pause_s=0.1) as load:
+    assert text.strip()
+    question["contains"] = text
+    checks.write_text(json.dumps({k: question[k] for k in ("prompt", "max_tokens", "contains")}))
+    few = ("--step-s", "5", "--min-requests", "2", "--max-latency-ratio", "100")
+    most = (*few, "--check", str(checks), "--canary", "10,50", "--canary-by", "request")
+    with Load([stream(lab.url("e"), "e")] * 2, headers=headers, pause_s=0.1) as load:
         refused = lab.deploy(engine(lab, "wrong"), options=most, ok=1)
         assert load.answers.keys() == {"running"}
         promoted = lab.deploy(engine(lab, "right", max_model_len=240), options=most)
@@ -409,23 +412,6 @@ def engine(lab: Lab, model: str, **changes: Any) -> dict[str, Any]:
     llm["engine_kwargs"] |= {"max_model_len": 256} | changes
     del llm["deployment_config"]["autoscaling_config"]
     return dict(app, name="e", route_prefix="/e")
-
-
-def stream(url: str) -> Ask:
-    """64 tokens; counted as the running version's or the candidate's. Wrong if not whole."""
-    asked = {"model": "e", "prompt": "import", "max_tokens": 64, "ignore_eos": True}
-    body = {**asked, "stream": True, "stream_options": {"include_usage": True}}
-
-    async def ask(client: httpx.AsyncClient) -> str:
-        async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
-            if answer.status_code != 200:
-                raise Failed(str(answer.status_code))
-            lines = [line async for line in answer.aiter_lines() if line]
-            if lines[-1] != "data: [DONE]" or '"completion_tokens":64' not in lines[-2]:
-                raise Wrong(lines[-1])
-            return answer.headers.get("x-manta-version", "running")
-
-    return ask
 
 
 def used(lab: Lab, name: str) -> int:
