@@ -88,7 +88,8 @@ async def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     program = haproxy.binary()
     if program is None:
         pytest.skip("no HAProxy on this platform")
-    monkeypatch.setenv(haproxy.ROOM_VARIABLE, "1")
+    for name in (haproxy.ROOM_VARIABLE, "RAY_SERVE_ENABLE_HA_PROXY"):
+        monkeypatch.setenv(name, "1")
     engine, other, heard = Engine(), Engine(), Numbers()
     guard = Guard(
         engine,
@@ -229,7 +230,8 @@ def test_clients_neither_see_the_bound_nor_make_up_refusals(
 def test_where_no_such_haproxy_stands_in_front_nothing_is_told_or_believed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv(haproxy.ROOM_VARIABLE, raising=False)
+    monkeypatch.setenv(haproxy.ROOM_VARIABLE, "1")
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")  # as one may ask of `manta up`
     made = room.Room(5)
     assert made.refused_before({"headers": [(room.REFUSED, b"7")]}) == 0
 

@@ -40,7 +40,7 @@ _FORBIDDEN = "x-request-disconnect-disabled"
 """With it a client would keep its slot when it goes away."""
 
 ROOM_VARIABLE = "MANTA_HAPROXY_ROOM"
-"""Set to 1 where this HAProxy refuses what there is no room for. A guard in a replica then says
+"""1 where HAProxy, if it is on, refuses what there is no room for. A guard in a replica then says
 in each answer how many it lets in, and is told how many were refused (serving/guard/room.py)."""
 
 _ROOM_FILE = "room.cfg"
@@ -177,6 +177,12 @@ def https(address: str, certificate: Path, key: Path) -> Https:
             what, "give PEM files that belong together, the key unencrypted"
         ) from None
     return Https(host=host, port=int(port), certificate=certificate.absolute(), key=key.absolute())
+
+
+def refuses(environment: Mapping[str, str]) -> bool:
+    """Whether, for a replica with this environment, such a HAProxy stands in front."""
+    is_on = environment.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+    return is_on and environment.get(ROOM_VARIABLE) == "1"
 
 
 def require_on(https: Https | None, environment: Mapping[str, str]) -> None:

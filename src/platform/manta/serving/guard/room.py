@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from manta.cluster.haproxy import ROOM_VARIABLE
+from manta.cluster import haproxy
 from manta.serving.openai_errors import Message, Send
 from manta.serving.request.exchange import Scope, header_of
 
@@ -33,7 +33,7 @@ class Room:
         if most is None:
             most = (1 + WAITING_PER_RUNNING) * num_sequences if num_sequences else DEFAULT
         self.most = most
-        self._is_told = os.environ.get(ROOM_VARIABLE) == "1"
+        self._is_told = haproxy.refuses(os.environ)
 
     def told(self, send: Send) -> Send:
         """A `send` that tells HAProxy the bound with each answer, if there is one to tell."""
