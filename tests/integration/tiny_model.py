@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from manta import storage
 from manta.workloads import layout
@@ -15,19 +16,9 @@ TEXT = ["def main(argument):\n    return argument\n", "import os\nclass Node:\n 
 def write(root: str, name: str, *, seed: int = 0) -> str:
     """Write model `name` under the storage root; returns its folder."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(TEXT, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    fast = tokenizer(["<|end|>"])
     fast.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -50,6 +41,23 @@ def write(root: str, name: str, *, seed: int = 0) -> str:
         fast.save_pretrained(folder)
         storage.upload(Path(folder), url, {"kind": "model", "dataset": {}, "config": {}})
     return url
+
+
+def tokenizer(special: list[str]) -> Any:
+    """Of bytes and a few longer tokens; the first of the special ones ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    made.train_from_iterator(TEXT, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=special[0])
 
 
 def adapter(seed: int, *, rank: int = 4, size: int = 256) -> dict[str, bytes]:

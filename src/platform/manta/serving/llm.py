@@ -28,6 +28,7 @@ from ray.serve.llm.ingress import OpenAiIngress
 
 from manta import storage
 from manta.errors import InputError
+from manta.serving.engine import request_faults
 from manta.serving.engine.adapters import Adapters, VllmEngine
 from manta.serving.engine.direct import chosen_by_haproxy, untold
 from manta.serving.engine.engine_app import EngineApp
@@ -160,6 +161,7 @@ def _adapters_config(llm_config: dict[str, Any]) -> AdaptersConfig | None:
 
 def _behind_guard(adapters: AdaptersConfig | None, model_id: str, app: Any, root: str) -> App:
     """In the replica, around the engine's application once the engine runs."""
+    request_faults.watch(app, app.state.engine_client)
     if adapters is None:
         return EngineApp(app, before=_forget_header)
     engine = VllmEngine(model_id, app.state.openai_serving_models)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from manta import storage
 from manta.errors import InputError
 from manta.serving.access.owner import BUILDER
+from manta.serving.apps import hub
 from manta.serving.apps.config import ServeConfig
 from manta.spec.serve import SPLIT
 from manta.workloads import layout
@@ -22,17 +23,19 @@ def pin_models(wanted: ServeConfig, storage_url: str) -> ServeConfig:
     """Note which content of Manta's models an application serves, in its environment.
 
     Serve restarts an application only if its config changed; without this, one whose model was
-    trained again under the same name would go on serving the old weights.
+    trained again under the same name would go on serving the old weights. Of a model of the Hub
+    the commit becomes its `revision`.
 
     Raises:
-        InputError: a named model is not in the storage.
+        InputError: a named model is not in the storage, or not on the Hub.
+        MantaError: the Hub cannot be reached.
     """
     apps = tuple(_pinned(app, storage_url) for app in wanted.applications_passthrough)
     return replace(wanted, applications_passthrough=apps)
 
 
 def _pinned(app: dict[str, Any], storage_url: str) -> dict[str, Any]:
-    app = _numbered(app, storage_url)
+    app = _at_commits(_numbered(app, storage_url))
     names = [source for source in sources(app) if "/" not in source]
     if not names:
         return app
@@ -49,21 +52,60 @@ def _numbered(app: dict[str, Any], storage_url: str) -> dict[str, Any]:
     aliases = [source for source in sources(app) if "/" not in source and "@" in source]
     if not aliases:
         return app
+    return _with_configs(app, lambda config: _with_version(config, storage_url))
+
+
+def _at_commits(app: dict[str, Any]) -> dict[str, Any]:
+    """Models of the Hub at the commit that they have now, for the same reasons."""
+    if not any(map(is_hub_id, sources(app))):
+        return app
+    shared = (app.get("runtime_env") or {}).get("env_vars") or {}
+    return _with_configs(app, lambda config: _at_commit(config, shared))
+
+
+def _at_commit(config: dict[str, Any], shared: Mapping[str, str]) -> dict[str, Any]:
+    source = _source(config)
+    if not is_hub_id(source):
+        return config
+    own = (config.get("runtime_env") or {}).get("env_vars") or {}
+    engine = config.get("engine_kwargs") or {}
+    commit = hub.commit(hub.hub_of({**shared, **own}), source, engine.get("revision"))
+    return {**config, "engine_kwargs": {**engine, "revision": commit}} if commit else config
+
+
+def is_hub_id(source: Any) -> bool:
+    """`ORG/NAME`, which is neither an address nor a path."""
+    is_address = isinstance(source, str) and (
+        "://" in source or source.startswith(("/", "~", "."))
+    )
+    return isinstance(source, str) and "/" in source and not is_address
+
+
+def _with_configs(
+    app: dict[str, Any], changed: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """The application with each of its LLM configs changed."""
+
+    def each(config: Any) -> Any:  # a path of a YAML file is read by Ray alone
+        return changed(config) if isinstance(config, dict) else config
+
     arguments = {**(app.get("args") or {})}
     if "llm_configs" in arguments:
-        configs = arguments["llm_configs"]
-        arguments["llm_configs"] = [_with_version(one, storage_url) for one in configs]
+        arguments["llm_configs"] = [each(config) for config in arguments["llm_configs"]]
     for part in SPLIT:
         if part in arguments:
-            arguments[part] = _with_version(arguments[part], storage_url)
+            arguments[part] = each(arguments[part])
     return {**app, "args": arguments}
 
 
-def _with_version(config: Any, storage_url: str) -> Any:
-    if not isinstance(config, dict):
-        return config
+def _source(config: Mapping[str, Any]) -> Any:
     loading = config.get("model_loading_config") or {}
-    source = loading.get("model_source", loading.get("model_id"))
+    return loading.get("model_source", loading.get("model_id"))
+
+
+def _with_version(config: dict[str, Any], storage_url: str) -> dict[str, Any]:
+    loading = config.get("model_loading_config") or {}
+    source = _source(config)
     if not isinstance(source, str) or "/" in source or "@" not in source:
         return config
     version = layout.name_of_version(source, storage_url)
@@ -76,8 +118,7 @@ def sources(app: Mapping[str, Any]) -> list[str]:
         return []
     arguments = app.get("args") or {}
     configs = [*(arguments.get("llm_configs") or ()), *map(arguments.get, SPLIT)]
-    loadings = [c.get("model_loading_config") or {} for c in configs if isinstance(c, dict)]
-    found = [loading.get("model_source", loading.get("model_id")) for loading in loadings]
+    found = [_source(config) for config in configs if isinstance(config, dict)]
     return [source for source in found if isinstance(source, str)]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manta.serving.access.keys import USER_ROUTES
+from manta.serving.engine import request_faults
 from manta.serving.engine.adapters import Adapters
 from manta.serving.guard.guard import App
 from manta.serving.openai_errors import Message, Refused, Send, bad_request
@@ -45,6 +46,7 @@ class EngineApp:
             await self.app(scope, receive, send)
             return
         self._before()
+        progress = request_faults.begin()
         path = path_of(scope)
         try:
             if self._adapters and scope["method"] == "GET" and path.startswith(MODELS):
@@ -54,6 +56,9 @@ class EngineApp:
                     await self.app(scope, receive, _Reworded(send, path).send)
         except Refused as refusal:  # answered here, so that the guard counts it as any answer
             await refusal.send(send)
+        except Exception:
+            if not progress.is_refused:  # Starlette raises what it has answered once more
+                raise
 
     def _adapter(self, model: str | None) -> contextlib.AbstractAsyncContextManager[object]:
         if self._adapters and model and self._adapters.is_mine(model):
@@ -120,17 +125,26 @@ class _Edited:
 
 
 class _Reworded(_Edited):
-    """Errors that are not in OpenAI's words."""
+    """Errors that are not in OpenAI's words, and the 501 of what vLLM does not support (yet)."""
 
     def __init__(self, send: Send, path: str) -> None:
         super().__init__(send, lambda status: status >= 400, self._reword)
         self._path = path
+
+    async def _finish(self, start: Message) -> None:
+        if start["status"] == 501:  # no fault of the server's that alarms should count
+            start = {**start, "status": 400}
+        await super()._finish(start)
 
     def _reword(self, status: int, body: bytes) -> bytes:
         if status == 404 and self._path.startswith(f"{MODELS}/"):
             name = self._path.removeprefix(f"{MODELS}/")[:200]
             what = f"The model `{name}` does not exist."
             return Refused(404, "model_not_found", what, param="model").body()
+        if status == 501:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                what = str(json.loads(body)["error"]["message"])
+                return bad_request(what[:1000], code="not_supported").body()
         try:
             detail = json.loads(body)["detail"]
         except (ValueError, TypeError, KeyError):
