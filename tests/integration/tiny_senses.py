@@ -15,65 +15,58 @@ from manta.workloads import layout
 
 IMAGE_SIZE = 28
 NUM_IMAGE_TOKENS = 4
-"""Of any picture: it is scaled to the size above and cut into patches of 14 pixels."""
+"""Of any picture."""
 
 
 def write_eyes(root: str, name: str) -> str:
-    """A LLaVA: a CLIP tower, a projector and the language model of `tiny_model`, as small."""
+    """A BLIP-2, which vLLM reads without torchvision: a tower, a Q-Former and an OPT."""
     import torch
     from transformers import (
-        CLIPImageProcessorPil,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
+        Blip2Config,
+        Blip2ForConditionalGeneration,
+        Blip2Processor,
+        Blip2QFormerConfig,
+        Blip2VisionConfig,
+        BlipImageProcessorPil,
+        OPTConfig,
     )
 
-    tokenizer = tiny_model.tokenizer(["<|end|>", "<image>", "<pad>"])
+    tokenizer = tiny_model.tokenizer(["<|end|>", "<pad>"])
     tokenizer.pad_token = "<pad>"
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-        "{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>{% else %}"
-        "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
-    )
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(
-            size={"shortest_edge": IMAGE_SIZE},
-            crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        ),
-        tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
-    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    pictures = BlipImageProcessorPil(size=size)
+    processor = Blip2Processor(pictures, tokenizer, num_query_tokens=NUM_IMAGE_TOKENS)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=CLIPVisionConfig(
-                hidden_size=64,
+    model = Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config=Blip2VisionConfig(
+                **shape,
                 intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
                 image_size=IMAGE_SIZE,
                 patch_size=14,
-                projection_dim=64,
+                initializer_range=0.2,
             ),
-            text_config=LlamaConfig(
+            qformer_config=Blip2QFormerConfig(
+                **shape, intermediate_size=64, vocab_size=8, encoder_hidden_size=64
+            ),
+            text_config=OPTConfig(
+                **shape,
+                architectures=["OPTForCausalLM"],
                 vocab_size=len(tokenizer),
-                hidden_size=64,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=2,
+                ffn_dim=64,
+                word_embed_proj_dim=64,
                 max_position_embeddings=256,
+                pad_token_id=tokenizer.pad_token_id,
                 bos_token_id=0,
                 eos_token_id=0,
             ),
+            num_query_tokens=NUM_IMAGE_TOKENS,
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         )
     )
+    torch.nn.init.normal_(model.query_tokens)
     return _save(root, name, model, processor)
 
 

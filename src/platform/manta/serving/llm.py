@@ -28,12 +28,13 @@ from ray.serve.llm.ingress import OpenAiIngress
 
 from manta import storage
 from manta.errors import InputError
-from manta.serving.engine import request_faults
+from manta.serving.engine import fatal, request_faults
 from manta.serving.engine.adapters import Adapters, VllmEngine
 from manta.serving.engine.direct import chosen_by_haproxy, untold
 from manta.serving.engine.engine_app import EngineApp
 from manta.serving.guard.guard import App
 from manta.serving.guard.ingress import guarded_class
+from manta.serving.request import media
 from manta.spec import Spec
 from manta.spec.adapters import AdaptersConfig
 from manta.spec.guard import GuardConfig
@@ -161,6 +162,7 @@ def _adapters_config(llm_config: dict[str, Any]) -> AdaptersConfig | None:
 
 def _behind_guard(adapters: AdaptersConfig | None, model_id: str, app: Any, root: str) -> App:
     """In the replica, around the engine's application once the engine runs."""
+    fatal.refuse(app.state.engine_client)
     request_faults.watch(app, app.state.engine_client)
     if adapters is None:
         return EngineApp(app, before=_forget_header)
@@ -194,6 +196,7 @@ def _class(given: Any) -> type:
 def _resolve(config: Any) -> Any:
     if not isinstance(config, dict):  # a path of a YAML file, which Ray reads
         return config
+    config = _fetching_nothing(config)
     loading = config.get("model_loading_config") or {}
     url = sealed_model(loading.get("model_source", loading.get("model_id")))
     if url is None:
@@ -208,6 +211,21 @@ def _resolve(config: Any) -> Any:
             "callback_class": ModelFromStorage,
             "callback_kwargs": {"url": url},
         },
+    }
+
+
+def _fetching_nothing(config: dict[str, Any]) -> dict[str, Any]:
+    """Closed where the config says nothing: vLLM fetches pictures from wherever clients say.
+
+    A host that is named may not send it on to another.
+    """
+    engine = {"allowed_media_domains": [media.CLOSED], **(config.get("engine_kwargs") or {})}
+    environment = config.get("runtime_env") or {}
+    variables = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0", **(environment.get("env_vars") or {})}
+    return {
+        **config,
+        "engine_kwargs": engine,
+        "runtime_env": {**environment, "env_vars": variables},
     }
 
 

@@ -82,6 +82,10 @@ class GuardConfig(Spec):
     """Prompts, inputs or documents of one request."""
     max_choices: int = Field(16, ge=1)
     """Largest `n` or `best_of`."""
+    max_media: int = Field(16, ge=0)
+    """Pictures, sounds and videos of one request."""
+    media_tokens: int = Field(1000, ge=0)
+    """What is reserved of a key's limits for each of them, until the engine has counted."""
     body_timeout_s: float = Field(30, gt=0)
     """Longest time that a client may take to send its request."""
     request_timeout_s: float = Field(600, gt=0)

@@ -58,7 +58,8 @@ App = Callable[[Any, Receive, Send], Awaitable[None]]
 BODYLESS = ("GET", "HEAD")
 ANSWER_HEADERS = (b"accept", b"accept-encoding", b"content-type", b"serve_multiplexed_model_id")
 """What an answer may depend on beside the body."""
-JSON_ROUTES = frozenset(path for path in USER_ROUTES if not path.startswith("/v1/audio/"))
+SOUNDS = "/v1/audio/"
+JSON_ROUTES = frozenset(path for path in USER_ROUTES if not path.startswith(SOUNDS))
 """Routes that take no form: what is in one would pass unread."""
 _UNLIMITED = Limits()
 
@@ -199,9 +200,11 @@ class Guard:
         except TimeoutError:
             raise Refused(408, "request_timeout", "the request did not arrive in time") from None
         content_type = header_of(scope, b"content-type") or b"application/json"
-        is_form = content_type.startswith((b"multipart/", b"application/x-www-form"))
+        is_form = content_type.lower().startswith((b"multipart/", b"application/x-www-form"))
         if is_form and path in JSON_ROUTES:
             raise Refused(415, "unsupported_media_type", "send JSON, as `application/json`")
+        if is_form and path.startswith(SOUNDS):
+            return question.read_form(scope, body, self._config)
         if not body or is_form:
             return Question(body=body)
         return question.read(body, path, self._config)
@@ -341,7 +344,7 @@ def _check_model(key: Key, model: str | None, path: str) -> None:
     if model is None and path == "/v1/models":
         return
     if model is None:
-        raise bad_request("a key for certain models needs `model` in a JSON body", "model")
+        raise bad_request("a key for certain models needs `model` in the body", "model")
     if not key.may_use(model):
         raise not_allowed(f"this key is not for model `{model[:100]}`", "model")
 

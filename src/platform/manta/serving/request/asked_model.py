@@ -10,8 +10,8 @@ from typing import Any
 from manta.serving.openai_errors import bad_request
 from manta.serving.request.exchange import Scope, header_of
 
-_BOUNDARY = re.compile(rb'boundary="?([^";,\s]{1,70})"?', re.IGNORECASE)
-_NAME = re.compile(rb';\s*name="?([^";]*)"?', re.IGNORECASE)
+_BOUNDARY = re.compile(rb'boundary(?:\*\d*)?\s*="?([^";,\s]{1,70})"?', re.IGNORECASE)
+_NAME = re.compile(rb';\s*name(\*\d*\*?)?\s*="?([^";]*)"?', re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,10 +58,10 @@ def read(scope: Scope, body: bytes) -> Asked:
 
 def _form(body: bytes, content_type: bytes) -> Asked:
     """A form's parts are left as they are: sound is large. Source: RFC 7578."""
-    found = _BOUNDARY.search(content_type)
-    if found is None:
-        raise bad_request("the form has no boundary", code="invalid_form")
-    mark = b"--" + found[1]
+    found = _BOUNDARY.findall(content_type)
+    if len(found) != 1:
+        raise bad_request("the form does not have one boundary", code="invalid_form")
+    mark = b"--" + found[0]
     spans = [span for span in _parts(body, mark) if _is_model(body[span[0] : span[1]])]
     if len(spans) > 1:
         raise bad_request("the form names more than one model", "model")
@@ -93,9 +93,10 @@ def _parts(body: bytes, mark: bytes) -> list[tuple[int, int]]:
 
 
 def _is_model(headers: bytes) -> bool:
-    for line in headers.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-disposition":
-            found = _NAME.search(value)
-            return bool(found and found[1].strip() == b"model")
-    return False
+    """Refuses what others may read otherwise: a part with two names, or one in RFC 2231's way."""
+    lines = [line.partition(b":") for line in headers.split(b"\r\n")]
+    said = [value for name, _, value in lines if name.strip().lower() == b"content-disposition"]
+    names = [found for value in said for found in _NAME.findall(value)]
+    if len(said) > 1 or len(names) > 1 or any(extended for extended, _ in names):
+        raise bad_request("a part of the form has no plain name", code="invalid_form")
+    return bool(names and names[0][1].strip() == b"model")

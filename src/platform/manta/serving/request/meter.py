@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -11,6 +12,9 @@ from typing import Any
 from manta.serving.openai_errors import Message, Send
 from manta.serving.request.pace import Pace
 from manta.serving.request.question import Question
+
+SOUND_TOKENS_PER_S = 50
+"""Where an engine tells seconds only: what Whisper's encoder makes of one."""
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
@@ -93,14 +97,18 @@ class Meter:
         """Prompt and completion tokens of the answer.
 
         What was cut ends before the engine says what it counted; then the prompt counts as
-        estimated, and each event of a stream as a token. Leaving early must not be free.
+        estimated, and each event of a stream as a token. Leaving early must not be free. Sounds
+        count so wherever the answer does not tell.
         """
         if self.cached:
             return 0, 0
         if self._usage is not None:
             used = self._usage
+            if used.get("type") == "duration":
+                return _number(used, "seconds") * SOUND_TOKENS_PER_S, 0
             return _number(used, "prompt_tokens"), _number(used, "completion_tokens")
-        if self.status is None or (self._is_stream and self.status == 200):
+        counts_itself = self._is_stream or self._question.is_sound
+        if self.status is None or (counts_itself and self.status == 200):
             return self._question.num_prompt_tokens, self._num_events
         return 0, 0
 
@@ -119,4 +127,4 @@ def _last_usage(data: bytes) -> dict[str, Any] | None:
 
 def _number(usage: dict[str, Any], name: str) -> int:
     value = usage.get(name)
-    return value if isinstance(value, int) else 0
+    return math.ceil(value) if isinstance(value, int | float) else 0

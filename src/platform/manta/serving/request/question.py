@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from manta.serving.openai_errors import bad_request
+from manta.serving.request import asked_model, constraints, media
+from manta.serving.request.exchange import Scope
 from manta.spec.guard import GuardConfig
 
 STREAMS = frozenset({"/v1/completions", "/v1/chat/completions"})
@@ -52,6 +54,8 @@ class Question:
     """Whether the same request must have the same answer."""
     sent: bytes | None = None
     """The body as the client sent it, if it is another."""
+    is_sound: bool = False
+    """Whether it is a form with a sound, whose answer may not say what it took."""
     is_copy: bool = False
     """Whether the running version has answered it already: it counts for nobody."""
 
@@ -68,6 +72,11 @@ def read(body: bytes, path: str, bounds: GuardConfig) -> Question:
     model = value.get("model")
     if model is not None and not isinstance(model, str):
         raise bad_request("`model` is not a string", "model")
+    constraints.check(value)
+    num_media = media.count(value)
+    if num_media > bounds.max_media:
+        most = bounds.max_media
+        raise bad_request(f"{num_media} pictures and sounds; at most {most}", "messages")
     num_prompts, num_chars, num_ids = _size(value)
     if num_prompts > bounds.max_prompts:
         most = bounds.max_prompts
@@ -81,11 +90,26 @@ def read(body: bytes, path: str, bounds: GuardConfig) -> Question:
     return Question(
         body=json.dumps(value).encode() if hide_usage else body,
         model=model,
-        num_prompt_tokens=num_chars // CHARS_PER_TOKEN + num_ids + num_prompts,
+        num_prompt_tokens=num_chars // CHARS_PER_TOKEN
+        + num_ids
+        + num_prompts
+        + num_media * bounds.media_tokens,
         max_completion_tokens=_most_tokens(value, path) * choices * num_prompts,
         hide_usage=hide_usage,
         sent=body if hide_usage else None,
         repeatable=choices == 1 and _repeatable(value, path),
+    )
+
+
+def read_form(scope: Scope, body: bytes, bounds: GuardConfig) -> Question:
+    """A form with a sound, as it was sent.
+
+    Raises:
+        Refused: it cannot be told which model it names.
+    """
+    asked = asked_model.read(scope, body)
+    return Question(
+        body=body, model=asked.model, num_prompt_tokens=bounds.media_tokens, is_sound=True
     )
 
 
@@ -198,7 +222,7 @@ def _inputs(value: Any) -> tuple[int, int, int]:
 
 
 def _texts(messages: Any) -> Iterator[str]:
-    """Text of a chat. Pictures and sound are bound by the size of the body alone."""
+    """Text of a chat; pictures and sounds are counted in `media`."""
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, str):
