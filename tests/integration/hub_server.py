@@ -23,6 +23,8 @@ class Hub:
         self.branches: dict[tuple[str, str], str] = {}
         self.private: dict[str, str] = {}
         """Model → the token that opens it."""
+        self.pages: dict[str, tuple[int, bytes, dict[str, str]]] = {}
+        """Other things that it answers: path → status, body, headers."""
         self.asked: list[str] = []
 
     def push(self, model: str, files: Files, branch: str = "main") -> str:
@@ -77,6 +79,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.models.asked.append(self.path)
+        if page := self.models.pages.get(self.path):
+            self._send(*page)
+            return
         for pattern, answer in ((_INFO, self._info), (_TREE, self._tree), (_FILE, self._file)):
             if found := pattern.fullmatch(self.path):
                 parts = found.groupdict()

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Site:
     user: str
     admin: str
     cluster: ClusterRecord
+    manta: Callable[..., str]
+    """Runs `manta WORDS…` for its cluster; what that printed."""
 
     def key(self, *, role: Role = Role.USER, models: tuple[str, ...] = ("*",)) -> str:
         """A new key; the replicas know it within 2 s."""
@@ -129,7 +131,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, object_store: dict[str, str])
         environment |= ClusterRecord(**record).client_environment()
         manta("deploy", str(folder / "apps.yaml"))
         admin = Path(record["token_path"]).with_name("api_key").read_text().strip()
-        made = Site(record["serve_url"], storage, "", admin, ClusterRecord(**record))
+        made = Site(record["serve_url"], storage, "", admin, ClusterRecord(**record), manta)
         yield replace(made, user=made.key())
     finally:
         manta("down", "--yes")
@@ -141,6 +143,14 @@ def known(site: Site) -> Site:
     for prefix in ("", "/reader", "/embeddings"):
         wait_for_key(site, site.user, prefix)
     return site
+
+
+def started_at(site: Site, prefix: str) -> str:
+    """When the replica's process began."""
+    with site.http(site.admin, prefix) as client:
+        lines = client.get("/metrics").text.splitlines()
+    (told,) = [line for line in lines if line.startswith("process_start_time_seconds ")]
+    return told
 
 
 def wait_for_key(site: Site, secret: str, prefix: str = "") -> None:
