@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI, HTTPException
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from test_adapters import Shelf
 
 from manta.serving.engine.adapters import Adapters
@@ -39,6 +39,10 @@ def engine() -> FastAPI:
     @api.post("/v1/chat/completions")
     async def chat(count: int) -> None:
         raise AssertionError
+
+    @api.post("/v1/chat/completions/derender")
+    async def derender() -> JSONResponse:
+        return JSONResponse({"error": {"message": "not yet", "code": 501}}, 501)
 
     return api
 
@@ -108,3 +112,10 @@ def test_an_adapter_is_loaded_before_its_request_goes_on(tmp_path: Path) -> None
     assert ask("POST", "/v1/completions", shelf.adapters, "base").status_code == 200
     assert ask("POST", "/v1/completions", shelf.adapters, "base:b").status_code == 404
     assert shelf.engine.num_loads == 1
+
+
+def test_what_an_engine_does_not_support_yet_is_no_failure_of_the_server() -> None:
+    answer = ask("POST", "/v1/chat/completions/derender")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "not yet"
+    assert answer.json()["error"]["code"] == "not_supported"

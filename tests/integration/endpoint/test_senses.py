@@ -66,8 +66,8 @@ def senses(
             wait_for_key(known, known.user, prefix)
         yield known
     finally:
-        known.manta("undeploy", "eyes", "--yes")
-        known.manta("undeploy", "ears", "--yes")
+        known.manta("undeploy", "eyes")
+        known.manta("undeploy", "ears")
 
 
 def data_url(color: tuple[int, int, int]) -> str:

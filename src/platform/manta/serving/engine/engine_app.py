@@ -116,11 +116,15 @@ class _Edited:
             if not message.get("more_body", False):
                 await self._finish(self._start)
 
+    def _status(self, status: int) -> int:
+        return status
+
     async def _finish(self, start: Message) -> None:
         body = self._edit(start["status"], self._body)
         kept = [h for h in start.get("headers", ()) if h[0].lower() != b"content-length"]
         headers = [*kept, (b"content-length", str(len(body)).encode())]
-        await self._send({**start, "headers": headers})
+        status = self._status(start["status"])
+        await self._send({**start, "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
 
@@ -131,10 +135,8 @@ class _Reworded(_Edited):
         super().__init__(send, lambda status: status >= 400, self._reword)
         self._path = path
 
-    async def _finish(self, start: Message) -> None:
-        if start["status"] == 501:  # no fault of the server's that alarms should count
-            start = {**start, "status": 400}
-        await super()._finish(start)
+    def _status(self, status: int) -> int:
+        return 400 if status == 501 else status  # no failure, for alarms to count
 
     def _reword(self, status: int, body: bytes) -> bytes:
         if status == 404 and self._path.startswith(f"{MODELS}/"):
