@@ -66,7 +66,8 @@ def write_eyes(root: str, name: str) -> str:
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         )
     )
-    torch.nn.init.normal_(model.query_tokens)
+    for loud in (model.query_tokens, model.language_projection.weight):
+        torch.nn.init.normal_(loud)  # or all pictures look alike to weights this small
     return _save(root, name, model, processor)
 
 

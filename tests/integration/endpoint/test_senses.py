@@ -56,7 +56,14 @@ def senses(
     tiny_senses.write_ears("s3://manta", "ears")
     at_hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf")}
     apps = [
-        serving("eyes", NAME, at_hub, max_model_len=128, allowed_media_domains=["localhost"]),
+        serving(
+            "eyes",
+            NAME,
+            at_hub,
+            max_model_len=128,
+            dtype="float32",
+            allowed_media_domains=["localhost"],
+        ),
         serving("ears", "s3://manta/models/ears", {}),
     ]
     (folder / "senses.yaml").write_text(yaml.safe_dump({"applications": apps}))
@@ -103,7 +110,7 @@ def test_answers_follow_from_the_picture(senses: Site) -> None:
         for color in (RED, GREEN, RED)
     ]
     first, other, again = (
-        [round(t["logprob"], 3) for t in a["choices"][0]["logprobs"]["content"]] for a in answers
+        [round(t["logprob"], 4) for t in a["choices"][0]["logprobs"]["content"]] for a in answers
     )
     assert first == again != other
     assert answers[0]["usage"]["prompt_tokens"] > tiny_senses.NUM_IMAGE_TOKENS

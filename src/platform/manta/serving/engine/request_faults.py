@@ -114,6 +114,7 @@ def _asking(
 
 def _refusal(error: Exception, progress: Progress, has_connector: bool) -> Refused | None:
     """What to answer in place of vLLM's 5xx; None where vLLM's own answer is right."""
+    from msgspec import MsgspecError
     from vllm.exceptions import GenerationError, VLLMError
     from vllm.v1.engine.exceptions import EngineGenerateError
 
@@ -124,7 +125,7 @@ def _refusal(error: Exception, progress: Progress, has_connector: bool) -> Refus
         return None
     # vLLM's wrapping for whatever went wrong on the way to the engine and back.
     cause = error.__cause__ if isinstance(error, EngineGenerateError) else error
-    if isinstance(cause, VLLMError) or not isinstance(cause, OF_A_REQUEST):
+    if isinstance(cause, VLLMError) or not isinstance(cause, (*OF_A_REQUEST, MsgspecError)):
         return None
     if isinstance(cause, NotImplementedError):
         return bad_request(f"not supported: {_text(cause)}", code="not_supported")

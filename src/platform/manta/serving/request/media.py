@@ -44,3 +44,5 @@ def _named(value: Any) -> Iterator[tuple[str, Any]]:
             yield from _named(inner)
     if isinstance(value, dict):
         yield from ((name, inner) for name, inner in value.items() if name in _NAMES)
+        if value.get("type") in _PARTS and "url" in value:  # as vLLM's own routes have them
+            yield value["type"], value["url"]
