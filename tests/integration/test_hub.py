@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ import hub_server
 import pytest
 
 from manta.errors import InputError, MantaError
-from manta.serving.apps import config as configs
 from manta.serving.apps.config import ServeConfig
 from manta.serving.apps.models import pin_models
 
@@ -114,7 +115,7 @@ def test_replicas_that_use_their_caches_ask_nobody(tmp_path: Path) -> None:
     assert revision(pin_models(asked, str(tmp_path))) is None
 
 
-def test_a_config_with_a_hub_id_is_read_and_has_no_findings(tmp_path: Path) -> None:
+def test_a_config_with_a_hub_id_is_checked_and_planned_without_the_hub(tmp_path: Path) -> None:
     file = tmp_path / "app.yaml"
     file.write_text(
         "applications:\n"
@@ -122,8 +123,18 @@ def test_a_config_with_a_hub_id_is_read_and_has_no_findings(tmp_path: Path) -> N
         "    route_prefix: /\n"
         "    import_path: manta.serving.llm:build_openai_app\n"
         "    args:\n"
+        "      guard: {max_media: 4, media_tokens: 500}\n"
         "      llm_configs:\n"
         "        - model_loading_config: {model_id: quick, model_source: acme/quick}\n"
+        "          runtime_env: {env_vars: {HF_ENDPOINT: 'http://127.0.0.1:9'}}\n"
         "          engine_kwargs: {revision: v2, max_model_len: 1024}\n"
     )
-    assert configs.read(str(file)).applications_passthrough[0]["name"] == "llm"
+    assert "no errors" in manta("check", str(file))
+    assert "no facts about `acme/quick` here; give its config.json" in manta("plan", str(file))
+
+
+def manta(*words: str) -> str:
+    command = [str(Path(sys.executable).with_name("manta")), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
