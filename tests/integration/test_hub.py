@@ -137,4 +137,4 @@ def manta(*words: str) -> str:
     command = [str(Path(sys.executable).with_name("manta")), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
