@@ -193,6 +193,10 @@ def test_openais_client_has_sounds_transcribed_and_translated(senses: Site) -> N
     assert isinstance(client.audio.translations.create(model="ears", file=sound).text, str)
 
 
+def test_sounds_of_another_rate_are_heard_too(senses: Site) -> None:
+    assert hear(senses.openai(prefix="/ears"), tiny_senses.sound(2, 44_100)).usage.seconds == 2
+
+
 def test_a_key_for_other_models_hears_nothing(senses: Site) -> None:
     theirs, others = senses.key(models=("ears",)), senses.key(models=("eyes",))
     for key in (theirs, others):
