@@ -24,7 +24,7 @@ READY_S = 90
 """Guards tell every 5 s, Ray every 10 s, Prometheus reads every 10 s, and a rate needs two."""
 VARIABLES = {"$__rate_interval": "1m", "$application": ".*", "$key": ".*", "$model": ".*"}
 LONG = [7] * 150
-"""Token ids: more than one block of the engine's cache, 128 on a CPU, so that it is found again."""
+"""Token ids: more than a block of the engine's cache, 128 on a CPU, so that it is found again."""
 NOTHING_TO_SHOW = {
     "Jobs by state": "no queue's controller listens",
     "A controller is at work": "as above",
