@@ -64,10 +64,18 @@ def commit(hub: Hub, model: str, revision: str | None) -> str | None:
         raise InputError(f"{what}: not open to this HF_TOKEN", f"ask at {hub.endpoint}") from None
     except errors.RepositoryNotFoundError:
         raise InputError(f"{what}: {hub.endpoint} has no such model", fix) from None
-    # Whichever HTTP library the client is made with: its own errors have that one's as their base.
-    except (*errors.HfHubHTTPError.__bases__, OSError) as error:
+    except (_network_error(), OSError) as error:
         raise MantaError(
             f"{what}: {hub.endpoint} cannot be asked ({type(error).__name__})",
             'with the model in the nodes\' caches say `HF_HUB_OFFLINE: "1"` in `runtime_env`, '
             "`env_vars`",
         ) from None
+
+
+def _network_error() -> type[Exception]:
+    """Of whichever HTTP library the client is made with: its own errors derive from that one's."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base = HfHubHTTPError.__bases__[0]
+    assert issubclass(base, Exception)
+    return base
