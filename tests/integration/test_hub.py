@@ -68,7 +68,11 @@ def test_a_branch_or_tag_of_the_config_is_followed(hub: hub_server.Hub, tmp_path
     hub.push(MODEL, CONFIG)
     tagged = hub.push(MODEL, {"config.json": b"{ }"}, "v2")
     asked = app(tmp_path, MODEL, {"HF_ENDPOINT": hub.url}, {"revision": "v2"})
-    assert revision(pin_models(asked, str(tmp_path))) == tagged
+    pinned = pin_models(asked, str(tmp_path))
+    assert revision(pinned) == tagged
+    # The replicas of a local cluster ask nobody unless they are told to.
+    (one,) = pinned.applications_passthrough
+    assert one["args"]["llm_configs"][0]["runtime_env"]["env_vars"]["HF_HUB_OFFLINE"] == "0"
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,19 @@ def _at_commit(config: dict[str, Any], shared: Mapping[str, str]) -> dict[str, A
     source = _source(config)
     if not is_hub_id(source):
         return config
-    own = (config.get("runtime_env") or {}).get("env_vars") or {}
+    environment = config.get("runtime_env") or {}
+    own = environment.get("env_vars") or {}
     engine = config.get("engine_kwargs") or {}
-    commit = hub.commit(hub.hub_of({**shared, **own}), source, engine.get("revision"))
-    return {**config, "engine_kwargs": {**engine, "revision": commit}} if commit else config
+    seen = hub.hub_of({**shared, **own})
+    if (commit := hub.commit(seen, source, engine.get("revision"))) is None or seen.offline:
+        return config
+    # A local cluster's processes are offline unless they are told otherwise.
+    online = {"HF_HUB_OFFLINE": "0", **shared, **own}["HF_HUB_OFFLINE"]
+    return {
+        **config,
+        "engine_kwargs": {**engine, "revision": commit},
+        "runtime_env": {**environment, "env_vars": {**own, "HF_HUB_OFFLINE": online}},
+    }
 
 
 def is_hub_id(source: Any) -> bool:
