@@ -196,6 +196,33 @@ def test_a_prompt_of_any_length_gets_its_refusal(
     asyncio.run(check())
 
 
+def test_a_client_whose_body_comes_late_is_refused_at_once_and_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def late(here: Place) -> bytes:
+        url = here.client.base_url
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: here\r\ncontent-length: 9000\r\n\r\n"
+        writer.write(head.encode())
+        await asyncio.sleep(0.2)
+        writer.write(b"x" * 9000)
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        answer = await reader.readuntil(b"\r\n")
+        writer.close()
+        return answer
+
+    async def check() -> None:
+        async with place(tmp_path, monkeypatch) as here:
+            held = await here.fill()
+            answers = await asyncio.gather(*(late(here) for _ in range(20)))
+            assert set(answers) == {b"HTTP/1.1 503 Service Unavailable\r\n"}
+            here.engine.go.set()
+            await asyncio.gather(*held)
+
+    asyncio.run(check())
+
+
 def test_another_application_on_the_port_has_no_bound_and_hears_of_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,8 @@ _ROOM_FILE = "room.cfg"
 # A replica that is busy takes 100 ms and more to refuse: its event loop is with those let in.
 # Here it takes none of its time. The bound is the guards' own, learned from their answers, times
 # the replicas that there are; applications without a guard say nothing, and have none. A larger
-# body would be cut off unread, whereby clients lose the answer: those the guard refuses.
+# body would be cut off unread, whereby clients lose the answer: those the guard refuses. Nobody
+# is waited for: whoever waits here is among those that `be_conn` counts.
 _ROOM = r"""
     stick-table type integer size 1 store gpt0,gpc0
     http-request track-sc0 int(1)
@@ -60,7 +61,6 @@ _ROOM = r"""
     http-request set-var(txn.manta_refused) bool(true) if METH_POST manta_bound manta_full manta_short
     acl manta_refused var(txn.manta_refused) -m bool
     http-request sc-inc-gpc0(0) if manta_refused
-    http-request wait-for-body time 50ms if manta_refused
     http-request return status 503 content-type application/json string '{refusal}' hdr retry-after 1 if manta_refused
     http-request set-header x-manta-refused %[sc0_clr_gpc0] if manta_bound
     http-response sc-set-gpt0(0) res.hdr(x-manta-room) if { res.hdr(x-manta-room) -m found }
