@@ -30,8 +30,8 @@ import json
 from manta.cluster import dashboard, record
 cluster = record.find("%s")
 app = dashboard.get(cluster, "/api/serve/applications/")["applications"].get("%s")
-deployments = (app["deployments"] if app else {}).items()
-replicas = [one for name, each in deployments if "%s" in name for one in each["replicas"]]
+deployments = app["deployments"].values() if app else ()
+replicas = [one for deployment in deployments for one in deployment["replicas"]]
 print(json.dumps([one["node_ip"] for one in replicas if one["state"] == "RUNNING"]))
 """
 
@@ -93,22 +93,12 @@ class Laptop:
         nodes = self.status(name)["nodes"]
         return {n["address"]: n["id"] for n in nodes if n["state"] == "ALIVE" and not n["is_head"]}
 
-    def replica_nodes(self, name: str, app: str, deployment: str = "") -> list[str]:
-        """Address of the node of each replica of an application that runs.
-
-        Of deployments only whose name has `deployment` in it.
-        """
-        told = self.run("python", "-c", REPLICAS % (name, app, deployment))
+    def replica_nodes(self, name: str, app: str) -> list[str]:
+        """Address of the node of each replica of an application that runs."""
+        told = self.run("python", "-c", REPLICAS % (name, app))
         assert told.returncode == 0, told.stderr
         addresses: list[str] = json.loads(told.stdout.splitlines()[-1])
         return addresses
-
-    def app_status(self, name: str, app: str) -> str:
-        """What Serve says of an application; empty if it is not there."""
-        done = self.run("manta", "apps", "--name", name, "--json")
-        assert done.returncode == 0, done.stderr
-        found = [one["status"] for one in json.loads(done.stdout) if one["name"] == app]
-        return found[0] if found else ""
 
     def variables(self, name: str) -> dict[str, str]:
         """What `manta env` prints."""

@@ -1,11 +1,9 @@
 """A cluster on real hosts: closed, whole, growing, hurt and mended, ended. In the file's order."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -82,20 +80,12 @@ INTEGRATION = Path(__file__).parents[1] / "integration"
 LOAD = """
 import json, sys
 sys.path.insert(0, "%s")
-from load import Load, get, stream
-with Load(%s) as load:
+from load import Load, get
+with Load([get("%s", s=s) for s in [0.02] * 6 + [1.0] * 2]) as load:
     sys.stdin.readline()
 print(load)
-counts = {"good": sum(load.answers.values()), "wrong": len(load.wrong)}
-print(json.dumps({**counts, "failed": load.failures}))
+print(json.dumps({"good": sum(load.answers.values()), "failed": load.failures}))
 """
-
-
-@pytest.fixture
-def shared_folder():
-    """One that all hosts see, for /tmp is each one's own."""
-    with tempfile.TemporaryDirectory(prefix=".m-", dir=Path(__file__).parent) as folder:
-        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -225,54 +215,20 @@ def test_no_request_is_lost_when_the_node_of_a_replica_is_drained(laptop):
     assert done.returncode == 0, done.stderr
     wait_until(lambda: len(laptop.replica_nodes(NAME, "drained")) == 2, 200)
     url = laptop.status(NAME)["serve_url"]
-    asks = f"[get('{url}', s=s) for s in [0.02] * 6 + [1.0] * 2]"
-    counted = drained(laptop, "drained", asks)
+    load = laptop.lab.laptop(sys.executable, "-c", LOAD % (INTEGRATION, url))
+    asking = subprocess.Popen(load, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    chosen = laptop.replica_nodes(NAME, "drained")[0]
+    drained = laptop.run("manta", "drain", chosen, "--name", NAME, "--timeout-s", "200")
+    told, _ = asking.communicate("end\n", timeout=60)
+    print(f"\n{drained.stdout.strip()}: {told}")
+    assert drained.returncode == 0, drained.stderr
+    counted = json.loads(told.splitlines()[-1])
     assert counted["failed"] == {}
     assert counted["good"] > 100
+    assert chosen not in laptop.replica_nodes(NAME, "drained")
     head = laptop.run("manta", "drain", laptop.lab.hosts[0].address, "--name", NAME)
     assert head.returncode == 2
     assert "the head cannot be drained" in head.stderr
-
-
-@pytest.mark.skipif(
-    "MANTA_LAB_ENGINE" not in os.environ, reason="engines start for minutes: MANTA_LAB_ENGINE=1"
-)
-def test_no_stream_is_lost_when_the_node_of_the_only_engine_is_drained(laptop, shared_folder):
-    sys.path.insert(0, str(INTEGRATION))
-
-    sys.path.insert(0, str(INTEGRATION))
-    import tiny_model
-
-    model = tiny_model.write(str(shared_folder), "tiny")
-    config = yaml.safe_load((INTEGRATION.parents[1] / "serve_apps" / "llm.yaml").read_text())
-    (app,) = config["applications"]
-    app["args"]["guard"]["keys"] = "none"
-    (llm,) = app["args"]["llm_configs"]
-    llm["model_loading_config"] = {"model_id": "tiny", "model_source": model}
-    llm["engine_kwargs"]["max_model_len"] = 256
-    del llm["deployment_config"]["autoscaling_config"]
-    path = laptop.home / "llm.yaml"
-    path.write_text(yaml.safe_dump({"applications": [app]}))
-    done = laptop.run("serve", "deploy", str(path), **laptop.variables(NAME))
-    assert done.returncode == 0, done.stderr
-    wait_until(lambda: laptop.app_status(NAME, "llm") == "RUNNING", 400)
-    url = laptop.status(NAME)["serve_url"]
-    counted = drained(laptop, "llm", f"[stream('{url}', 'tiny')] * 3", "LLMServer")
-    assert (counted["failed"], counted["wrong"]) == ({}, 0)
-    assert counted["good"] > 20
-
-
-def drained(laptop, app, asks, deployment=""):
-    """Drain the node of a replica under load; what became of the requests."""
-    load = laptop.lab.laptop(sys.executable, "-c", LOAD % (INTEGRATION, asks))
-    asking = subprocess.Popen(load, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    chosen = laptop.replica_nodes(NAME, app, deployment)[0]
-    done = laptop.run("manta", "drain", chosen, "--name", NAME, "--timeout-s", "200")
-    told, _ = asking.communicate("end\n", timeout=60)
-    print(f"\n{done.stdout.strip()}: {told}")
-    assert done.returncode == 0, done.stderr
-    assert chosen not in laptop.replica_nodes(NAME, app)
-    return json.loads(told.splitlines()[-1])
 
 
 def test_status_tells_events_and_cost(laptop):
