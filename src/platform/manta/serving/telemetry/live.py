@@ -72,7 +72,7 @@ def sample(cluster: ClusterRecord) -> Sample:
     if not pages:
         raise MantaError(
             f"cluster `{cluster.name}` tells no metrics",
-            "its ports of metrics are closed or out of reach from here; docs/serving.md, Seen",
+            "its ports of metrics are closed or out of reach from here; docs/monitoring.md",
         )
     return Sample(at=time.monotonic(), apps=read(pages))
 
