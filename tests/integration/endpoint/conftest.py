@@ -29,6 +29,8 @@ from manta.serving.access.keys import Role
 REPOSITORY = Path(__file__).parents[3]
 MANTA = str(Path(sys.executable).with_name("manta"))
 ADAPTERS = "s3://manta/adapters"
+UP = ("up", "--num-cpus", "12", "--ports", "auto", "--timeout-s", "300", "--json")
+"""An LLM replica asks for two logical CPUs, and there are up to four beside the embeddings."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, object_store: dict[str, str])
         return done.stdout
 
     manta("models", "add", "tiny", "--as", "production")
-    record = json.loads(manta("up", "--ports", "auto", "--timeout-s", "300", "--json"))
+    record = json.loads(manta(*UP))
     try:
         environment |= ClusterRecord(**record).client_environment()
         manta("deploy", str(folder / "apps.yaml"))
