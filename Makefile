@@ -5,10 +5,6 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PIPELINE ?= configs/pipelines/quickstart$(shell nvidia-smi -L >/dev/null 2>&1 && echo -gpu).yaml
 
-# Tests that keep two cores busy by themselves; the others mostly wait, and run two files at a time.
-ALONE := $(addprefix tests/integration/,test_train.py test_prepare.py test_inference.py \
-	test_llm_builder.py test_engine_cores.py test_rollout.py endpoint) tests/chaos/test_chaos_serving.py
-
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 8
 
@@ -26,9 +22,7 @@ ifdef PYTEST_ARGS
 else
 	@failed=0; \
 	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal || failed=1; \
-	$(BIN)/python -m pytest tests/lab tests/integration tests/chaos $(ALONE:%=--ignore %) \
-		-n 2 --dist loadfile || failed=1; \
-	$(BIN)/python -m pytest $(ALONE) || failed=1; \
+	$(BIN)/python -m pytest --ignore tests/unit || failed=1; \
 	exit $$failed
 endif
 
