@@ -63,10 +63,18 @@ def test_groups_keep_limits_priority_labels_market_and_gpus() -> None:
     group = groups(rendered("gcp").manifest_passthrough)["gpu-spot"]
     assert (group["minReplicas"], group["maxReplicas"], group["priority"]) == (0, 8, 10)
     assert group["labels"]["manta/market"] == "spot"
-    assert group["rayStartParams"] == {"num-cpus": "8", "num-gpus": "1"}
+    assert group["rayStartParams"].items() >= {"num-cpus": "8", "num-gpus": "1"}.items()
     pod = group["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("gcp", "L4"), ("azure", "A100"), ("aws", "L4")])
+def test_rays_autoscaler_reads_which_accelerator_a_group_has(name: str, kind: str) -> None:
+    from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
+
+    start = groups(rendered(name).manifest_passthrough)["gpu-spot"]["rayStartParams"]
+    assert _get_custom_resources({}, start, "gpu-spot") == {f"accelerator_type:{kind}": 1}
 
 
 def test_the_head_takes_no_work() -> None:

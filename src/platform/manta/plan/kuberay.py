@@ -5,6 +5,7 @@ Fields as in KubeRay's `ray.io/v1` CRDs (RayCluster, RayJob, RayService).
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -170,7 +171,24 @@ def _start(node: NodeType) -> dict[str, str]:
         params["num-cpus"] = f"{node.resources['CPU']:g}"
     if node.resources.get("GPU"):
         params["num-gpus"] = f"{node.resources['GPU']:g}"
+    if custom := _custom(node):
+        # A word for a shell, which Ray's autoscaler for Kubernetes reads as well.
+        text = json.dumps({name: custom[name] for name in sorted(custom)}).replace('"', '\\"')
+        params["resources"] = f'"{text}"'
     return params
+
+
+def _custom(node: NodeType) -> dict[str, int]:
+    """Resources that `ray start` has no option for; Ray gives TPU nodes their own.
+
+    Whole ones: Ray's autoscaler for Kubernetes reads no others.
+    """
+    known = ("CPU", "GPU", "memory", "object_store_memory")
+    return {
+        name: int(number)
+        for name, number in node.resources.items()
+        if name not in known and not name.startswith("TPU") and float(number).is_integer()
+    }
 
 
 def _pod(
@@ -282,9 +300,8 @@ def _missing(cluster: Cluster, document: Mapping[str, Any]) -> Iterator[str]:
         node = cluster.node_type(name)
         if node.resources.get("TPU"):
             yield f"{name}: GKE's TPU node selectors (gke-tpu-accelerator, gke-tpu-topology)"
-        extra = [r for r in node.resources if r not in ("CPU", "GPU", "TPU", "memory")]
-        given = set((entry or {}).get("resources") or ())
-        for resource in sorted(given & set(extra)):
+        carried = {"CPU", "GPU", "TPU", "memory", *_custom(node)}
+        for resource in sorted(set((entry or {}).get("resources") or ()) - carried):
             yield f"{name}.resources.{resource}: add it to rayStartParams.resources"
         known = ("InstanceType", "machineType", "InstanceMarketOptions", "scheduling")
         keys = [k for k in (entry or {}).get("node_config") or {} if k not in known]
