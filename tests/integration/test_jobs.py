@@ -148,10 +148,12 @@ def test_ctrl_c_in_a_run_leaves_it_going_on_to_its_next_steps(
     (terminal.folder / "c.yaml").write_text(json.dumps({"name": "c", "steps": steps}))
     run = terminal(MANTA, "run", "c.yaml", "--no-wait").stdout.strip()
     process = terminal.start(MANTA, "logs", "-f", run)
+    assert process.stdout is not None
     try:
+        output = process.stdout.readline()  # it watches
         _wait_for_status(terminal, f"{run}-wait", "RUNNING")
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=90)
+        output += process.communicate(timeout=90)[0]
     finally:
         process.kill()
     assert process.returncode == 130
@@ -236,7 +238,7 @@ def test_a_cluster_that_others_started_is_used_and_left_alone(
         other(MANTA, "detach", "theirs")
         # Beside those of the cluster's own users, which its Ray knows and the controller takes in.
         jobs = json.loads(other(MANTA, "jobs", "--json").stdout)
-        (job,) = [job["id"] for job in jobs if job["command"] == "echo from-afar"]
+        (job,) = [job["id"] for job in jobs if job["entrypoint"] == "echo from-afar"]
         assert "from-afar" in other(MANTA, "logs", job).stdout  # out of storage
     finally:
         end_controller(other)
